@@ -1,0 +1,23 @@
+"""What can go wrong between a task and its completions."""
+
+from sandbox.errors import SystemFault, UserError
+
+
+class TaskError(UserError):
+    """A task file or dataset that cannot be read, or a task without prompt or reference."""
+
+
+class ModelError(UserError):
+    """A model folder or name that cannot be loaded: no weights, no tokenizer, no chat template."""
+
+
+class WorkerLost(SystemFault):
+    """A rollout worker died, or its engine did. The fleet replaces it, pushes the weights and runs the group again."""
+
+
+class SyncFailed(SystemFault):
+    """A weight update did not reach an engine whole. The worker that raised it must not sample before a full update succeeds."""
+
+
+class NoSignal(SystemFault):
+    """Too many groups were sampled without one that the objective can learn from."""
