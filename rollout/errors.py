@@ -11,6 +11,14 @@ class ModelError(UserError):
     """A model folder or name that cannot be loaded: no weights, no tokenizer, no chat template."""
 
 
+class PromptError(UserError):
+    """A prompt that no engine can continue: too long for the model, empty, or with token ids outside its vocabulary."""
+
+
+class PromptTooLong(PromptError):
+    """A prompt that leaves no room for a completion of one token."""
+
+
 class WorkerLost(SystemFault):
     """A rollout worker died, or its engine did. The fleet replaces it, pushes the weights and runs the group again."""
 
@@ -21,3 +29,7 @@ class SyncFailed(SystemFault):
 
 class NoSignal(SystemFault):
     """Too many groups were sampled without one that the objective can learn from."""
+
+
+class TooManyUnscored(SystemFault):
+    """More completions of a step than allowed have no reward, because something of ours failed."""

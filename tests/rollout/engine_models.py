@@ -1,0 +1,52 @@
+"""Tiny models for the engine tests, and what an engine must agree with: a plain forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+STOP_ID = 3
+VOCAB_SIZE = 48
+MAX_MODEL_LEN = 96
+
+
+def tiny_model(seed: int, *, is_tied: bool) -> Qwen2ForCausalLM:
+    """Two layers, random weights large enough that its distributions are far from uniform."""
+    config = Qwen2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_MODEL_LEN,
+        tie_word_embeddings=is_tied,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero otherwise, and then nobody would notice when it is not loaded
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def model_folder(folder: Path, *, is_tied: bool) -> str:
+    """A model as an engine is started with: its weights are not those of any snapshot in the tests."""
+    tiny_model(seed=99, is_tied=is_tied).save_pretrained(folder)
+    return str(folder)
+
+
+@torch.no_grad()
+def forward_logprobs(
+    model: Qwen2ForCausalLM, prompt_ids: Sequence[int], token_ids: Sequence[int], *, temperature: float
+) -> list[float]:
+    """log softmax(logits / temperature) of each completion token, by one forward pass without a cache."""
+    ids = torch.tensor([[*prompt_ids, *token_ids]])
+    logits = model(ids).logits[0, len(prompt_ids) - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
