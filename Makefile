@@ -89,7 +89,7 @@ $(PACKAGES):
 		echo "$(PYTHON) could not make $(VENV). On Debian and Ubuntu its venv module is a package of its own: python3-venv." >&2; exit 1; }
 	echo "  torch $(TORCH), CPU build"
 	# Named with +cpu, so that the CUDA build that PyPI calls $(TORCH) is never an answer.
-	$(INSTALL)q --no-index "torch==$(TORCH)+cpu" ||
+	$(INSTALL) -q --no-index "torch==$(TORCH)+cpu" ||
 	$(INSTALL) --index-url "$(TORCH_INDEX)" --timeout 15 --retries 1 "torch==$(TORCH)+cpu" || {
 		echo "No CPU build of torch $(TORCH): there is no such wheel on this machine (PIP_FIND_LINKS), and $(TORCH_INDEX) did not give" \
 			"one. Name a mirror: make TORCH_INDEX=https://...; or a folder with the wheel: PIP_FIND_LINKS=/folder make" >&2; exit 1; }
