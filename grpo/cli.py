@@ -1,0 +1,171 @@
+"""The command line. Heavy imports happen inside the commands, so that --help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sandbox.errors import UserError
+
+USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+
+DESCRIPTION = """\
+Teach a language model to reason, with rewards that can be checked.
+
+  grpo train configs/quickstart.toml     train a tiny model on sums, on any machine
+  grpo check configs/gsm8k_grpo.toml     see what a run would do, without a model or a GPU
+  grpo verify CASES.jsonl -o OUT.jsonl   judge recorded completions, without training
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 stopped on request."""
+    args = make_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        return args.command(args)
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="grpo", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_check(commands)
+    _add_verify(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train, or resume, the run of a config",
+        description="Train the run of a config file. In a folder that holds checkpoints it resumes from the newest whole one and says so; "
+        "the stages a config starts from are trained first when they have not been. Ctrl-C ends after the step under way with a "
+        "checkpoint; a second Ctrl-C ends at once.",
+    )
+    _add_config(train)
+    train.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME, from the config's file name)"
+    )
+    train.add_argument(
+        "--fresh", action="store_true", help="start over; refuses to touch an existing run unless --overwrite is given"
+    )
+    train.add_argument("--overwrite", action="store_true", help="with --fresh: delete the existing run")
+    train.add_argument(
+        "--allow-changes", action="store_true", help="resume although the config differs from the one the run began with"
+    )
+    train.set_defaults(command=_train)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="print the resolved config, the batch arithmetic, and what the tasks' own references score",
+        description="Check a config without training: every value it resolves to, how prompts become optimizer steps, and each task's "
+        "reference judged by its own verifiers.",
+    )
+    _add_config(check)
+    check.set_defaults(command=_check)
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="judge recorded completions",
+        description='Judge recorded completions. A line in: {"id": ..., "prompt": ..., "reference": ..., "rewards": "math", "completion": '
+        '"..."}. A line out: {"id": ..., "reward": 0.0 to 1.0 or null, "cause": ..., "scores": [...]}. Lines that cannot be judged become '
+        "lines out with their cause.",
+    )
+    verify.add_argument("cases", type=Path, metavar="CASES.jsonl", help="recorded completions, one JSON object a line")
+    verify.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="where the verdicts go")
+    verify.add_argument("--config", type=Path, metavar="FILE", help="take reward mixes and plugins from this config")
+    verify.add_argument(
+        "--plugin", action="append", default=[], metavar="X", help="a plugin: dotted module, FILE.py or FILE.py:name"
+    )
+    verify.add_argument("--workers", type=int, default=2, metavar="N", help="processes for verifiers that need any (default: 2)")
+    verify.set_defaults(command=_verify)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file; configs/ holds examples")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        help="override one value, e.g. learner.learning_rate=1e-5",
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from grpo.stages import Interrupted, plan, run_stages
+    from sandbox.errors import SystemFault
+
+    if args.overwrite and not args.fresh:
+        raise UserError("--overwrite deletes a run only together with --fresh. Add --fresh, or leave --overwrite out to resume.")
+    stages = plan(args.config, args.overrides, args.run_dir)
+    try:
+        run_stages(
+            stages, fresh=args.fresh, overwrite=args.overwrite, allow_changes=args.allow_changes, console=Console(file=sys.stdout)
+        )
+    except Interrupted as stop:
+        print(f"{stop}. Type the same command to resume.", file=sys.stderr)
+        return INTERRUPTED
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, SystemFault):
+            logging.getLogger(__name__).exception("a fault of ours")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        _print_log_ends(stage.folder.logs for stage in stages)
+        return FAULT
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from grpo.check import check
+    from grpo.config import load_config
+
+    return check(load_config(args.config, args.overrides), args.config, Console())
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from verifiers.recorded import verify_file
+
+    from verifiers.reward import built_in_mixes
+
+    mixes, plugins = built_in_mixes(), tuple(args.plugin)
+    if args.config is not None:
+        from grpo.config import load_config
+
+        config = load_config(args.config)
+        mixes, plugins = config.mixes, (*config.plugins, *plugins)
+    summary = verify_file(args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers)
+    print(summary)
+    return 0
+
+
+def _print_log_ends(folders: Iterable[Path], *, lines: int = 15) -> None:
+    """The last lines of what the run's processes wrote, newest stage only."""
+    logs = [log for folder in folders for log in sorted(folder.glob("*.log")) if log.stat().st_size]
+    for log in logs[-3:]:
+        print(f"--- the end of {log}", file=sys.stderr)
+        print("\n".join(log.read_text(errors="replace").splitlines()[-lines:]), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

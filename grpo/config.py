@@ -1,0 +1,237 @@
+"""The config of a run: the parts' own models put together, the checks that no part can do alone, and how files become it.
+
+TOML files say only what differs from the defaults. `--set a.b=c` is the one form of override.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from grpo.objectives import AnyObjective, Grpo
+from rollout.engine import EngineConfig
+from rollout.sampling import Sampling
+from rollout.tasks import TasksConfig
+from sandbox.errors import UserError
+from verifiers.options import explain
+from verifiers.reward import RewardMix, built_in_mixes
+
+
+class ConfigError(UserError):
+    """A config that cannot be run. The message names the file, the field, the value and the remedy."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraConfig(_Part):
+    """[model.lora]: train adapters instead of all weights (LoRA, arXiv:2106.09685)."""
+
+    rank: int = Field(default=0, ge=0, description="Rank of the adapters; 0 trains all weights.")
+    alpha: int | None = Field(default=None, ge=1, description="Adapters are scaled by alpha / rank. None: 2 * rank.")
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear", description="Layers that get adapters; all-linear leaves out the head."
+    )
+
+
+class ModelConfig(_Part):
+    """[model]: the policy."""
+
+    path: str = Field(
+        default="tiny", description="Model folder or hub name; `tiny` makes the embedded half-million-parameter model."
+    )
+    start_from: str | None = Field(
+        default=None,
+        description="Config file of an earlier stage: its final model is used, and it is trained first when it has not been.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Precision of the learner's forward pass; master weights stay float32. auto: bfloat16 on a GPU."
+    )
+    lora: LoraConfig = Field(default=LoraConfig(), description="Adapters.")
+
+
+class LearnerConfig(_Part):
+    """[learner]: from a loss to new weights. AdamW (arXiv:1711.05101)."""
+
+    learning_rate: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises from 0 to its peak.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="What it does after that, down to 0 at the end."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices only.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moving averages.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    mini_batches: int = Field(
+        default=1, ge=1, description="Optimizer steps per training step; each takes its share of the rows once."
+    )
+    tokens_per_micro_batch: int = Field(default=16384, ge=1, description="Rows times longest row in one forward pass, in tokens.")
+    activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
+    max_mismatch: float = Field(
+        default=0.05, gt=0, description="Stop when engine and learner disagree by more than this mean |log-probability| on policy."
+    )
+
+
+class EvaluationConfig(_Part):
+    """[evaluation]: accuracy on the held-out tasks, greedy and at the training temperature."""
+
+    every: int = Field(
+        default=20, ge=0, description="Steps between evaluations; 0 evaluates only before the first and after the last step."
+    )
+    num_tasks: int = Field(default=256, ge=1, description="Held-out tasks used, at most.")
+    stop_at: float | None = Field(
+        default=None, gt=0, le=1, description="End the run once sampled accuracy reaches this. None: never."
+    )
+
+
+class CheckpointConfig(_Part):
+    """[checkpoints]: what is kept to resume from."""
+
+    every: int = Field(default=20, ge=1, description="Steps between checkpoints; the last step is always kept.")
+    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept, beside the best by held-out accuracy.")
+
+
+class TrackingConfig(_Part):
+    """[tracking]: where curves go beside metrics.jsonl."""
+
+    wandb_project: str | None = Field(
+        default=None, description="W&B project; offline when no key or network is there. None: no W&B."
+    )
+    wandb_entity: str | None = Field(default=None, description="W&B team or user. None: the key's default.")
+    rollouts_every: int = Field(default=1, ge=0, description="Steps between Parquet files of rollouts; 0 writes none.")
+
+
+class RunConfig(_Part):
+    """A whole run. Dimensions: `groups_per_step` tasks (P), `group_size` completions for each (G), N = P * G rows per step."""
+
+    seed: int = Field(default=0, ge=0, description="Seeds task order, sampling and initialization.")
+    steps: int = Field(default=100, ge=1, description="Training steps, each with one sync of the rollout workers.")
+    groups_per_step: int = Field(default=16, ge=1, description="Groups an update learns from (P).")
+    group_size: int = Field(default=16, ge=1, description="Completions sampled per task (G).")
+    max_lag: int = Field(default=0, ge=0, description="Updates that sampling may run ahead of learning; 0 is strictly on-policy.")
+    max_tries: int = Field(default=8, ge=1, description="Give up a step after sampling this many times the groups it wants.")
+    max_unscored: float = Field(
+        default=0.1, ge=0, le=1, description="Stop when more of a step's completions than this share have no reward."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where policy and engines run. auto: cuda when there is one."
+    )
+    ray_address: str = Field(default="local", description="local starts a Ray cluster for this run; auto or ray://... joins one.")
+    plugins: tuple[str, ...] = Field(default=(), description="Verifier plugins: a dotted module, FILE.py, or FILE.py:name.")
+    model: ModelConfig = Field(default=ModelConfig(), description="The policy.")
+    tasks: TasksConfig = Field(description="Prompts and references.")
+    rewards: dict[str, RewardMix] = Field(default={}, description="Reward mixes by name, beside the built-in ones.")
+    sampling: Sampling = Field(default=Sampling(), description="How completions are sampled.")
+    engine: EngineConfig = Field(default=EngineConfig(), description="What samples them.")
+    objective: AnyObjective = Field(default=Grpo(), description="What is learnt from groups.")
+    learner: LearnerConfig = Field(default=LearnerConfig(), description="How it is learnt.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Held-out accuracy.")
+    checkpoints: CheckpointConfig = Field(default=CheckpointConfig(), description="What is kept.")
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where curves go.")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether groups are sampled; otherwise they are recorded in the tasks."""
+        return self.tasks.completion is None
+
+    @property
+    def mixes(self) -> dict[str, RewardMix]:
+        return built_in_mixes() | self.rewards
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every value, the same for the same run."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a TOML file with `--set` overrides applied. Raises ConfigError, never a bare pydantic or TOML error."""
+    values = read_toml(path)
+    for override in overrides:
+        apply_override(values, override)
+    if isinstance(values.get("objective"), dict):
+        values["objective"].setdefault("name", "grpo")
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig, str(path))) from None
+    check_together(config, str(path))
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Give a TOML file; configs/ holds examples.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}.") from None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `a.b=c` in nested tables. c is read as a TOML value, and as plain text where it is none."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"--set {override}: expected name=value with dots for tables, such as --set learner.learning_rate=1e-5.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, name = dotted.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {table} is a value, not a table.")
+    values[name] = value
+
+
+def check_together(config: RunConfig, where: str) -> None:
+    """What no part can check alone."""
+    objective = config.objective
+    if objective.compares and config.group_size < 2:
+        raise ConfigError(
+            f"{where}: group_size is {config.group_size}, but {objective.name} compares completions within a group. "
+            "Set group_size to 2 or more, or use sft."
+        )
+    if objective.compares and not config.is_live:
+        raise ConfigError(
+            f"{where}: tasks.completion gives recorded demonstrations, but {objective.name} learns from sampled groups. "
+            'Leave tasks.completion out, or set objective.name = "sft".'
+        )
+    if config.tasks.rewards not in config.mixes:
+        raise ConfigError(
+            f"{where}: tasks.rewards names the mix {config.tasks.rewards!r}, which is not defined. Add [rewards.{config.tasks.rewards}], "
+            f"or use one of {', '.join(config.mixes)}."
+        )
+    if config.sampling.temperature == 0 and config.is_live:
+        raise ConfigError(
+            f"{where}: sampling.temperature is 0, so all completions of a group would be equal. Set it above 0; 1 is usual."
+        )
+    max_len = config.engine.max_model_len
+    if max_len is not None and config.sampling.max_tokens >= max_len:
+        raise ConfigError(
+            f"{where}: sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in engine.max_model_len = "
+            f"{max_len}. Raise the second or lower the first."
+        )
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every value by its dotted name, JSON-ready."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", json.loads(config.model_dump_json()))
+    return flat

@@ -1,0 +1,102 @@
+"""Every metric by name with its meaning, and the functions that compute them from groups and token scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rollout.types import Group
+from verifiers.types import Outcome
+
+# Name -> meaning. `{verifier}` stands for a component of the reward mix, `{outcome}` for one of verifiers.types.Outcome.
+METRICS: dict[str, str] = {
+    "reward/mean": "mean reward of the scored completions learnt from",
+    "reward/std": "their population standard deviation",
+    "reward/{verifier}": "mean value of one verifier over the scores that are not infra",
+    "outcome/{verifier}_{outcome}": "share of completions with this outcome in this verifier",
+    "group/accuracy": "share of completions that are correct",
+    "group/flat_fraction": "share of groups whose rewards are all equal, which teach nothing",
+    "completion/length_mean": "mean completion length in tokens, stop token included",
+    "completion/length_max": "longest completion in tokens",
+    "completion/truncated_fraction": "share of completions that ran out of tokens",
+    "completion/tokens": "completion tokens in the step's groups",
+    "collector/sampled_groups": "groups sampled for this step, dropped ones included",
+    "collector/stale_groups": "groups dropped because they were sampled more than max_lag updates ago",
+    "collector/unscored_groups": "groups dropped because too few completions could be scored",
+    "collector/refused_groups": "groups dropped by the objective, such as flat ones under dapo",
+    "collector/in_flight_groups": "groups under way for later steps",
+    "collector/lag_mean": "mean number of updates between sampling and learning",
+    "verify/unscored_fraction": "share of completions without a reward, through our fault",
+    "fleet/lost_workers": "rollout workers replaced since the start",
+    "loss/value": "the loss",
+    "policy/entropy": "mean entropy in nats of the distributions that completion tokens were drawn from",
+    "policy/clipped_fraction": "share of tokens whose gradient the clip removed",
+    "policy/kl": "mean estimate (k3) of the KL to the reference policy, in nats per token",
+    "policy/grad_norm": "gradient norm before clipping, the largest of the step's optimizer steps",
+    "policy/learning_rate": "learning rate of the last optimizer step",
+    "learner/rows": "completions in the update",
+    "learner/skipped_fraction": "share of them that carry no gradient and were not computed",
+    "learner/optimizer_steps": "optimizer steps of this training step",
+    "mismatch/abs_mean": "mean |learner - engine| log-probability of the sampled tokens, before the update",
+    "mismatch/abs_max": "its maximum",
+    "mismatch/ratio_p01": "1st percentile of the probability ratio learner / engine",
+    "mismatch/ratio_p99": "99th percentile of the same",
+    "time/rollout_s": "seconds the step waited for its groups",
+    "time/update_s": "seconds of the update",
+    "time/publish_s": "seconds of writing the snapshot",
+    "time/load_s": "seconds until every worker had loaded it",
+    "time/evaluate_s": "seconds of evaluation",
+    "time/step_s": "seconds of the whole step",
+    "speed/tokens_per_s": "completion tokens learnt from per second of the step",
+    "eval/sampled_accuracy": "held-out accuracy, one completion per task at the training temperature",
+    "eval/greedy_accuracy": "held-out accuracy, greedy",
+    "eval/length_mean": "mean length in tokens of the sampled held-out completions",
+}
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the groups of a step look like: rewards, outcomes, lengths."""
+    completions = [completion for group in groups for completion in group.completions]
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    rewards = torch.tensor([verdict.reward for verdict in verdicts if verdict.reward is not None], dtype=torch.float64)
+    lengths = [len(completion.token_ids) for completion in completions]
+    return {
+        "reward/mean": rewards.mean().item(),
+        "reward/std": rewards.std(correction=0).item(),
+        "group/accuracy": sum(verdict.is_correct for verdict in verdicts) / len(verdicts),
+        "group/flat_fraction": sum(group.is_flat for group in groups) / len(groups),
+        "completion/length_mean": sum(lengths) / len(lengths),
+        "completion/length_max": max(lengths),
+        "completion/truncated_fraction": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        "completion/tokens": sum(lengths),
+    } | _verifier_metrics(groups)
+
+
+def _verifier_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    scores = [score for group in groups for verdict in group.verdicts for score in verdict.scores]
+    metrics: dict[str, float] = {}
+    for verifier in sorted({score.verifier for score in scores}):
+        own = [score for score in scores if score.verifier == verifier]
+        values = [score.value for score in own if score.value is not None]
+        if values:
+            metrics[f"reward/{verifier}"] = sum(values) / len(values)
+        for outcome in Outcome:
+            if count := sum(score.outcome is outcome for score in own):
+                metrics[f"outcome/{verifier}_{outcome.value}"] = count / len(own)
+    return metrics
+
+
+def mismatch_metrics(differences: Tensor) -> dict[str, float]:
+    """differences [M]: learner minus engine log-probability of each sampled token, under what should be the same weights."""
+    if not len(differences):
+        return {}
+    ordered = differences.sort().values
+    low, high = ordered[int(0.01 * (len(ordered) - 1))], ordered[int(0.99 * (len(ordered) - 1))]
+    return {
+        "mismatch/abs_mean": differences.abs().mean().item(),
+        "mismatch/abs_max": differences.abs().max().item(),
+        "mismatch/ratio_p01": low.exp().item(),
+        "mismatch/ratio_p99": high.exp().item(),
+    }

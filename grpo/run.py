@@ -1,0 +1,284 @@
+"""A run: the parts of the loop put together from a config, and when each of its duties is due."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from grpo.checkpoint import Checkpoints
+from grpo.cluster import Cluster
+from grpo.config import ConfigError, RunConfig
+from grpo.evaluate import evaluate
+from grpo.folder import RunFolder
+from grpo.learner import Learner, LearnerSpec
+from grpo.progress import ProgressTracker
+from grpo.state import Evaluation, RunState
+from grpo.tiny_model import make_tiny_model
+from grpo.tracking import JsonlTracker, RolloutStore, Tracker, Tracking, WandbTracker
+from rollout.collector import Collector, Rollout, Source
+from rollout.errors import ModelError, WorkerLost
+from rollout.fleet import Fleet
+from rollout.prompting import make_prompting
+from rollout.recorded import RecordedGroups
+from rollout.snapshot import discard, snapshot_folder, sweep_snapshots
+from rollout.tasks import TaskSet, TaskStream
+from rollout.types import Group
+from rollout.waiting import all_of
+from rollout.worker import RolloutWorker, WorkerSpec
+from verifiers.service import VerifierService
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Run:
+    """All parts of one run. `train` in grpo/train.py is what happens with them."""
+
+    config: RunConfig
+    folder: RunFolder
+    task_set: TaskSet
+    tasks: TaskStream
+    fleet: Fleet
+    learner: Any
+    verifiers: Any
+    checkpoints: Checkpoints
+    rollouts: RolloutStore
+    model_path: str
+    console: Console
+    title: str
+    tracker: Tracking = dataclasses.field(default_factory=lambda: Tracking([]))
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    stop_requested: bool = False
+    _elapsed_before: float = 0.0
+    _lap_started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def objective(self) -> Any:
+        return self.config.objective
+
+    def source(self, rollout: Rollout) -> Source:
+        """Live groups, or the recorded ones of the tasks."""
+        config = self.config
+        if config.is_live:
+            return Collector(
+                rollout, self.tasks, max_lag=config.max_lag, max_tries=config.max_tries, max_unscored=config.max_unscored
+            )
+        prompting = make_prompting(self.model_path, system=config.tasks.system, chat=config.tasks.chat)
+        return RecordedGroups(self.tasks, self.task_set.recorded, prompting)
+
+    async def begin(self, state: RunState) -> RunState:
+        """Open the trackers where the state stands, and evaluate the policy a new run starts from."""
+        self._elapsed_before = state.elapsed_s
+        trackers: list[Tracker] = [JsonlTracker(self.folder.metrics, from_step=state.step)]
+        tracking = self.config.tracking
+        if tracking.wandb_project is not None:
+            wandb = WandbTracker(
+                project=tracking.wandb_project,
+                entity=tracking.wandb_entity,
+                name=self.title,
+                folder=self.folder.path,
+                config=self.config.model_dump(mode="json"),
+                run_id=state.wandb_id,
+            )
+            trackers.append(wandb)
+            state = state.model_copy(update={"wandb_id": wandb.run_id})
+        if state.step:
+            self.console.print(f"{self.title}: resuming from step {state.step} of {self.config.steps}", highlight=False)
+        trackers.append(ProgressTracker(self.console, title=self.title, total_steps=self.config.steps, from_step=state.step))
+        self.tracker = Tracking(trackers)
+        if not state.evaluations:
+            state = state.evaluated(await self.evaluate(state.step))
+        self._lap_started = time.perf_counter()
+        return state
+
+    def is_finished(self, state: RunState) -> bool:
+        return self.stop_requested or is_complete(self.config, state)
+
+    def advance(self, state: RunState) -> RunState:
+        return state.advance(self.tasks.cursor, elapsed_s=self._elapsed_before + time.perf_counter() - self.started)
+
+    def sync_is_due(self, state: RunState) -> bool:
+        """Workers need new weights to sample the next groups, or to evaluate."""
+        return self.config.is_live or self.evaluation_is_due(state)
+
+    def evaluation_is_due(self, state: RunState) -> bool:
+        every = self.config.evaluation.every
+        return state.step >= self.config.steps or (every > 0 and state.step % every == 0)
+
+    def checkpoint_is_due(self, state: RunState) -> bool:
+        return self.is_finished(state) or state.step % self.config.checkpoints.every == 0
+
+    def log_step(self, state: RunState, groups: Sequence[Group], metrics: dict[str, float]) -> None:
+        """Tell the trackers what the step was, and store its rollouts."""
+        now = time.perf_counter()
+        seconds, self._lap_started = now - self._lap_started, now
+        num_tokens = metrics["completion/tokens"]
+        more = {"time/step_s": seconds, "speed/tokens_per_s": num_tokens / seconds} | self.fleet.metrics()
+        self.tracker.log(state.step, metrics | more)
+        if self.config.is_live:
+            self.rollouts.write(state.step, groups)
+
+    async def evaluate(self, step: int) -> Evaluation:
+        config = self.config
+        tasks = self.task_set.held_out[: config.evaluation.num_tasks]
+        evaluation = await evaluate(
+            tasks, fleet=self.fleet, verifiers=self.verifiers, sampling=config.sampling, step=step, run_seed=config.seed
+        )
+        self.tracker.log(step, evaluation.metrics())
+        self._lap_started = time.perf_counter()
+        return evaluation
+
+    def request_stop(self) -> None:
+        """End after the step under way, with a checkpoint."""
+        self.stop_requested = True
+
+
+def is_complete(config: RunConfig, state: RunState) -> bool:
+    """Whether the last step is done, or the accuracy to stop at is reached."""
+    last, stop_at = state.last_evaluation, config.evaluation.stop_at
+    return state.step >= config.steps or (stop_at is not None and last is not None and last.sampled_accuracy >= stop_at)
+
+
+@contextlib.asynccontextmanager
+async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, console: Console, title: str) -> AsyncIterator[Run]:
+    """A run whose parts are alive; all of them are gone when the context ends, however it ends."""
+    device = pick_device(config.device)
+    check_engine(config)
+    model_path = prepare_model(config, folder)
+    sweep_snapshots()
+    snapshots = snapshot_folder(folder.path.name)
+    cluster = Cluster(config.ray_address, logs=folder.logs)
+    parts = contextlib.AsyncExitStack()
+    try:
+        async with parts:
+            share = gpu_share(config, cluster.num_gpus) if device == "cuda" else 0.0
+            fleet = make_fleet(config, cluster, model_path, device=device, num_gpus=share)
+            spec = learner_spec(config, model_path, device=device, snapshots=snapshots)
+            learner, verifiers, _ = await all_of(
+                (
+                    cluster.start(Learner, spec, name="learner", num_gpus=share),
+                    cluster.start(make_verifiers, config, name="verifiers"),
+                    fleet.start(),
+                )
+            )
+            for part in (learner, verifiers, fleet):
+                parts.push_async_callback(part.close)
+            await verifiers.prepare((*task_set.train, *task_set.held_out))
+            yield Run(
+                config=config,
+                folder=folder,
+                task_set=task_set,
+                tasks=TaskStream(task_set.train, seed=config.seed),
+                fleet=fleet,
+                learner=learner,
+                verifiers=verifiers,
+                checkpoints=Checkpoints(folder.checkpoints, keep=config.checkpoints.keep),
+                rollouts=RolloutStore(folder.rollouts, every=config.tracking.rollouts_every),
+                model_path=model_path,
+                console=console,
+                title=title,
+            )
+    finally:
+        cluster.shutdown()
+        with contextlib.suppress(OSError):
+            snapshots.rmdir()
+
+
+def make_verifiers(config: RunConfig) -> VerifierService:
+    return VerifierService(config.rewards, plugins=config.plugins)
+
+
+def make_fleet(config: RunConfig, cluster: Cluster, model_path: str, *, device: str, num_gpus: float) -> Fleet:
+    """A fleet whose workers are actors of the cluster."""
+    spec = WorkerSpec(model_path, config.engine, device, system=config.tasks.system, chat=config.tasks.chat)
+
+    environment: dict[str, str] = {}
+    if config.engine.kind == "vllm":
+        from rollout.vllm_engine import engine_environment
+
+        environment = engine_environment("vllm", device)
+
+    async def start_worker(index: int) -> Any:
+        return await cluster.start(
+            RolloutWorker,
+            spec,
+            name=f"worker-{index}",
+            num_gpus=num_gpus if num_gpus < 1 else float(config.engine.tensor_parallel_size),
+            env=environment,
+            lost=WorkerLost,
+        )
+
+    return Fleet(
+        start_worker, num_workers=config.engine.num_workers, sampling=config.sampling, run_seed=config.seed, discard=discard
+    )
+
+
+def learner_spec(config: RunConfig, model_path: str, *, device: str, snapshots: Path) -> LearnerSpec:
+    num_cpus = len(os.sched_getaffinity(0))
+    engine_dtype = config.engine.dtype
+    if engine_dtype == "auto":
+        engine_dtype = "bfloat16" if device == "cuda" else "float32"
+    return LearnerSpec(
+        model_path=model_path,
+        model=config.model,
+        learner=config.learner,
+        objective=config.objective,
+        # Recorded text was drawn from no temperature of ours: its likelihood is the plain one.
+        temperature=config.sampling.temperature if config.is_live else 1.0,
+        max_tokens=config.sampling.max_tokens,
+        max_mismatch=config.learner.max_mismatch if config.max_lag == 0 else None,
+        total_steps=config.steps * config.learner.mini_batches,
+        seed=config.seed,
+        device=device,
+        engine_dtype=engine_dtype,
+        snapshot_folder=str(snapshots),
+        # With lag the workers sample while the learner computes; on a CPU each then needs cores of its own.
+        num_threads=max(1, num_cpus - (config.engine.num_workers if config.max_lag else 0)) if device == "cpu" else None,
+    )
+
+
+def pick_device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpu_share(config: RunConfig, num_gpus: float) -> float:
+    """GPUs per actor: whole ones when there are enough for the learner and every worker, else equal shares of what there is."""
+    wanted = 1 + config.engine.num_workers * config.engine.tensor_parallel_size
+    return 1.0 if num_gpus >= wanted else math.floor(100 * num_gpus / wanted) / 100
+
+
+def check_engine(config: RunConfig) -> None:
+    if config.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            'engine.kind is "vllm", which is not installed. Install requirements/cpu.lock or requirements/cuda.lock, or use '
+            "--set engine.kind=hf, which needs nothing more."
+        )
+
+
+def prepare_model(config: RunConfig, folder: RunFolder) -> str:
+    """Where the policy is loaded from; makes the embedded tiny model in the run folder when the config asks for it."""
+    path = config.model.path
+    if path == "tiny":
+        place = folder.path / "tiny-model"
+        if not (place / "config.json").exists():
+            make_tiny_model(place, seed=config.seed)
+        return str(place.resolve())
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise ModelError(f"model.path = {path!r}: the folder holds no config.json. Give a model folder in Hugging Face form.")
+        return str(Path(path).resolve())
+    return path

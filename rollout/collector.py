@@ -1,0 +1,168 @@
+"""The live source of groups: keeps rollouts going, drops what is not worth learning from, and hands out what is.
+
+Asynchrony lives here and nowhere else: with `max_lag = 0` nothing is in flight between two calls of `take`; with `max_lag = k`
+rollouts for the next k updates go on while the learner works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rollout.errors import NoSignal, TooManyUnscored
+from rollout.tasks import TaskStream
+from rollout.types import Group
+from rollout.waiting import all_of
+from verifiers.types import Task
+
+logger = logging.getLogger(__name__)
+
+Rollout = Callable[[Task], Awaitable[Group]]
+Keep = Callable[[Group], bool]
+
+
+class Source(Protocol):
+    """Where the loop takes groups from: a Collector for live ones, RecordedGroups for recorded ones."""
+
+    async def take(self, num_groups: int, *, keep: Keep, version: int) -> list[Group]:
+        """Groups for the update from policy `version` to `version + 1`."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What happened in the last `take`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class _Tally:
+    """What one `take` saw."""
+
+    sampled: int = 0
+    flat: Counter[str] = field(default_factory=Counter)
+    completions: int = 0
+    unscored: int = 0
+    first_cause: str = ""
+    dropped: Counter[str] = field(default_factory=Counter)
+    lags: list[int] = field(default_factory=list)
+
+
+class Collector:
+    """Groups sampled by the current policy, or by one at most `max_lag` updates older.
+
+    A group is dropped, and counted, when it is older than that, when fewer than two of its completions could be scored (one, if it
+    has only one), or when `keep` refuses it. `take` gives up with NoSignal after `max_tries` times the groups wanted, and with
+    TooManyUnscored when more than `max_unscored` of the completions of a step have no reward.
+    """
+
+    def __init__(
+        self, rollout: Rollout, tasks: TaskStream, *, max_lag: int = 0, max_tries: int = 8, max_unscored: float = 0.1
+    ) -> None:
+        self._rollout = rollout
+        self._tasks = tasks
+        self._max_lag = max_lag
+        self._max_tries = max_tries
+        self._max_unscored = max_unscored
+        self._in_flight: dict[int, asyncio.Task[Group]] = {}
+        self._metrics: dict[str, float] = {}
+
+    async def take(self, num_groups: int, *, keep: Keep, version: int) -> list[Group]:
+        started = time.perf_counter()
+        tally = _Tally()
+        taken: list[Group] = []
+        while len(taken) < num_groups:
+            missing = num_groups - len(taken)
+            if tally.sampled + missing > self._max_tries * num_groups and tally.sampled > 0:
+                raise NoSignal(_no_signal(version, tally, len(taken), num_groups))
+            # In lock step exactly what is missing is sampled, and groups are judged in task order: which groups make up the step
+            # then depends on nothing but the seed. Running ahead, k more steps are kept in flight.
+            self._launch(missing + self._max_lag * num_groups)
+            for position, group in await self._finished(missing):
+                self._tasks.finish(position)
+                if self._worth_taking(group, tally, keep, version):
+                    taken.append(group)
+        self._launch(self._max_lag * num_groups)
+        self._check_scored(tally, version)
+        self._metrics = _metrics(tally, time.perf_counter() - started, len(self._in_flight))
+        return taken
+
+    def _launch(self, wanted: int) -> None:
+        while len(self._in_flight) < wanted:
+            position, task = self._tasks.next()
+            self._in_flight[position] = asyncio.create_task(self._run(task))
+
+    async def _run(self, task: Task) -> Group:
+        return await self._rollout(task)
+
+    async def _finished(self, missing: int) -> list[tuple[int, Group]]:
+        """In lock step: all that is in flight, in task order. Running ahead: up to `missing` of those that are done, oldest first."""
+        if self._max_lag == 0:
+            await all_of(self._in_flight.values())
+        else:
+            await asyncio.wait(self._in_flight.values(), return_when=asyncio.FIRST_COMPLETED)
+        done = [position for position, running in self._in_flight.items() if running.done()][:missing]
+        return [(position, self._in_flight.pop(position).result()) for position in done]
+
+    def _worth_taking(self, group: Group, tally: _Tally, keep: Keep, version: int) -> bool:
+        tally.sampled += 1
+        tally.completions += len(group.completions)
+        causes = [verdict.cause for verdict in group.verdicts if verdict.cause is not None]
+        tally.unscored += len(causes)
+        tally.first_cause = tally.first_cause or (causes[0] if causes else "")
+        tally.flat["right" if group.num_correct else "wrong"] += group.is_flat
+        lag = version - group.policy_version
+        if lag > self._max_lag:
+            tally.dropped["stale"] += 1
+            return False
+        if len(group.scored_rewards) < min(2, len(group.completions)):
+            tally.dropped["unscored"] += 1
+            return False
+        if not keep(group):
+            tally.dropped["refused"] += 1
+            return False
+        tally.lags.append(lag)
+        return True
+
+    def _check_scored(self, tally: _Tally, version: int) -> None:
+        if tally.unscored > self._max_unscored * tally.completions:
+            raise TooManyUnscored(
+                f"step {version}: {tally.unscored} of {tally.completions} completions could not be scored, more than max_unscored = "
+                f"{self._max_unscored:g} allows. The first cause: {tally.first_cause}"
+            )
+
+    def metrics(self) -> dict[str, float]:
+        return self._metrics
+
+    async def close(self) -> None:
+        """Abandon what is in flight; its tasks stay unfinished and are sampled again after a resume."""
+        for running in self._in_flight.values():
+            running.cancel()
+        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+        self._in_flight.clear()
+
+
+def _metrics(tally: _Tally, seconds: float, in_flight: int) -> dict[str, float]:
+    return {
+        "time/rollout_s": seconds,
+        "collector/sampled_groups": tally.sampled,
+        "collector/stale_groups": tally.dropped["stale"],
+        "collector/unscored_groups": tally.dropped["unscored"],
+        "collector/refused_groups": tally.dropped["refused"],
+        "collector/in_flight_groups": in_flight,
+        "collector/lag_mean": sum(tally.lags) / max(1, len(tally.lags)),
+        "verify/unscored_fraction": tally.unscored / max(1, tally.completions),
+    }
+
+
+def _no_signal(version: int, tally: _Tally, taken: int, wanted: int) -> str:
+    dropped = ", ".join(f"{count} {cause}" for cause, count in tally.dropped.items())
+    return (
+        f"step {version}: {tally.sampled} groups sampled, {taken} of {wanted} wanted could be taken ({dropped}; "
+        f"{tally.flat['wrong']} all wrong, {tally.flat['right']} all right). Use easier tasks or harder ones, or raise max_tries."
+    )

@@ -1,0 +1,129 @@
+"""The fleet: any number of rollout workers behind one `sample` and one `load`. Replaces workers that die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from rollout.errors import WorkerLost
+from rollout.sampling import Sampling, group_seed
+from rollout.types import Completion, Snapshot
+from rollout.waiting import all_of
+from verifiers.types import Task
+
+logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """What the fleet asks of a RolloutWorker, whether it is called directly or through a proxy of an actor."""
+
+    async def sample(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> tuple[Completion, ...]: ...
+    async def load(self, snapshot: Snapshot) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Fleet:
+    """Workers that all hold the weights of one snapshot.
+
+    `start_worker(i)` makes the i-th worker, or makes it again after it was lost. `discard(snapshot)` frees a snapshot that no worker
+    will need any more. A lost worker's group is run again on another or on its replacement; the seed comes from the task and the policy
+    version, so the result is the one that was lost.
+    """
+
+    def __init__(
+        self,
+        start_worker: Callable[[int], Awaitable[Worker]],
+        *,
+        num_workers: int,
+        sampling: Sampling,
+        run_seed: int,
+        discard: Callable[[Snapshot], None],
+        max_losses: int = 3,
+    ) -> None:
+        self._start_worker = start_worker
+        self._num_workers = num_workers
+        self._sampling = sampling
+        self._run_seed = run_seed
+        self._discard = discard
+        self._max_losses = max_losses
+        self._workers: list[Worker] = []
+        self._outstanding: list[int] = []
+        self._snapshot: Snapshot | None = None
+        self._replacing = asyncio.Lock()
+        self._num_lost = 0
+        self._load_s = 0.0
+
+    async def start(self) -> None:
+        self._workers = await all_of(self._start_worker(i) for i in range(self._num_workers))
+        self._outstanding = [0] * self._num_workers
+
+    async def load(self, snapshot: Snapshot) -> None:
+        """Give every worker these weights; returns when all have them. The snapshot before is discarded."""
+        previous, self._snapshot = self._snapshot, snapshot
+        started = time.perf_counter()
+        await all_of(self._load(index, snapshot) for index in range(len(self._workers)))
+        self._load_s = time.perf_counter() - started
+        if previous is not None:
+            self._discard(previous)
+
+    async def _load(self, index: int, snapshot: Snapshot) -> None:
+        worker = self._workers[index]
+        try:
+            await worker.load(snapshot)
+        except WorkerLost as loss:
+            await self._replace(index, worker, loss)
+
+    async def sample(
+        self, task: Task, *, n: int, sampling: Sampling | None = None, seed: int | None = None
+    ) -> tuple[Completion, ...]:
+        """n completions of a task from the least loaded worker.
+
+        `sampling` None is the training setting. `seed` None derives the group's seed from the run, the policy version and the task.
+        Raises WorkerLost when workers keep dying under the same group.
+        """
+        assert self._snapshot is not None, "load a snapshot before sampling"
+        for _ in range(self._max_losses):
+            version = self._snapshot.version
+            index = min(range(len(self._workers)), key=lambda i: self._outstanding[i])
+            worker = self._workers[index]
+            self._outstanding[index] += n
+            try:
+                return await worker.sample(
+                    task,
+                    self._sampling if sampling is None else sampling,
+                    n=n,
+                    seed=group_seed(self._run_seed, version, task.id) if seed is None else seed,
+                )
+            except WorkerLost as loss:
+                await self._replace(index, worker, loss)
+            finally:
+                self._outstanding[index] -= n
+        raise WorkerLost(
+            f"task {task.id}: {self._max_losses} rollout workers died while they sampled it. The logs of the workers in the run "
+            "folder hold their last lines; out of memory is the usual cause (lower engine.max_num_seqs or sampling.max_tokens)."
+        )
+
+    async def _replace(self, index: int, lost: Worker, loss: WorkerLost) -> None:
+        """Start worker `index` again with the current weights, unless another caller has done so already."""
+        async with self._replacing:
+            if self._workers[index] is not lost:
+                return
+            self._num_lost += 1
+            logger.warning("rollout worker %d was lost (%s); starting it again", index, loss)
+            await lost.close()
+            replacement = await self._start_worker(index)
+            assert self._snapshot is not None, "a worker can only be lost after it was given weights"
+            await replacement.load(self._snapshot)
+            self._workers[index] = replacement
+
+    def metrics(self) -> dict[str, float]:
+        return {"time/load_s": self._load_s, "fleet/lost_workers": self._num_lost}
+
+    async def close(self) -> None:
+        await asyncio.gather(*(worker.close() for worker in self._workers), return_exceptions=True)
+        if self._snapshot is not None:
+            self._discard(self._snapshot)
+            self._snapshot = None
