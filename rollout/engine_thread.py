@@ -48,7 +48,7 @@ class EngineThread(Generic[E]):
         self._commands: queue.SimpleQueue[tuple[Callable[[E], Any], Future] | None] = queue.SimpleQueue()
         self._requests: dict[str, Future] = {}
         self._lock = threading.Lock()
-        self._lost: WorkerLost | None = None
+        self.lost: WorkerLost | None = None
         started: Future[E] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, started), name=name, daemon=True)
         self._thread.start()
@@ -59,7 +59,7 @@ class EngineThread(Generic[E]):
         """Run `command(engine)` between two steps and return what it returns."""
         return await asyncio.wrap_future(self._post(command))
 
-    async def request(self, request_id: str, add: Callable[[E], None]) -> Any:
+    async def request(self, request_id: str, add: Callable[[E], object]) -> Any:
         """Add a request with `add(engine)` and wait for its result. When the waiting is cancelled, the request is aborted."""
         result = _uncancellable_future()
         with self._lock:
@@ -70,7 +70,7 @@ class EngineThread(Generic[E]):
         finally:
             with self._lock:
                 self._requests.pop(request_id, None)
-            if not result.done() and self._lost is None:
+            if not result.done() and self.lost is None:
                 self._post(lambda engine: engine.abort(request_id))
 
     def settle(self, request_id: str, result: Any) -> None:
@@ -84,21 +84,16 @@ class EngineThread(Generic[E]):
         else:
             future.set_result(result)
 
-    def raise_if_lost(self) -> None:
-        """Raise WorkerLost if the thread has ended."""
-        if self._lost is not None:
-            raise self._lost
-
-    async def stop(self) -> None:
-        """End the thread after the current step and free the engine; what is unfinished gets WorkerLost."""
+    def stop(self) -> None:
+        """End the thread after the current step and free the engine; what is unfinished gets WorkerLost. Waits for the thread."""
         self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        self._thread.join()
 
     def _post(self, command: Callable[[E], Any]) -> Future:
         future = _uncancellable_future()
         with self._lock:
-            if self._lost is not None:
-                raise self._lost
+            if self.lost is not None:
+                raise self.lost
             self._commands.put((command, future))
         return future
 
@@ -139,7 +134,7 @@ class EngineThread(Generic[E]):
 
     def _give_up(self, lost: WorkerLost) -> None:
         with self._lock:
-            self._lost = lost
+            self.lost = lost
             waiting = [*self._requests.values()]
             self._requests.clear()
             while not self._commands.empty():

@@ -6,6 +6,7 @@ setting to lower when memory runs out.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ class HfEngine:
 
     async def close(self) -> None:
         """See Engine."""
-        await self._thread.stop()
+        await asyncio.to_thread(self._thread.stop)
 
     def _load(self, decoder: Decoder, snapshot: Snapshot) -> None:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import torch
 from engine_models import MAX_MODEL_LEN, STOP_ID, VOCAB_SIZE, forward_logprobs, model_folder, tiny_model
 from safetensors.torch import load_file
@@ -80,7 +81,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["tied", "untied"])
 async def bench(kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     folder = tmp_path_factory.mktemp("engine")
     engine = make_engine(kind, model_folder(folder / "model", is_tied=request.param))
