@@ -11,11 +11,15 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may stand between two boxes that together are one answer: `\boxed{1}$ and $\boxed{2}`, `\boxed{1}, y = \boxed{2}`.
 _CONNECTIVE = re.compile(
-    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|and|or|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|[A-Za-z](?:_\{?\w+\}?)?\s*=)*", re.DOTALL
+    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|(?:[a-z]+\s+)?(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
 )
 _MAX_CONNECTIVE = 60
-_MATH = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_NUMBER = re.compile(r"[-\u2212+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?%?")
+_MAX_BARE = 200
+_PERCENT = re.compile(r"\s*\$?\s*(?:\\?%|percent|pct)")
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NUMBER = re.compile(r"[-\u2212+]?\\?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?(?:\s*\\?%)?")
+_ANSWER_IS = re.compile(r"(?i)\banswer(?:\s+is)?\s*:?\s*")
+_PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z']{2,}[,.;:]?\s+[A-Za-z']{2,}(?![A-Za-z])")
 
 
 class Extraction(NamedTuple):
@@ -60,32 +64,64 @@ def boxed_answer(region: str) -> Extraction | None:
     chains: list[list[str]] = []
     previous_end: int | None = None
     for start, end in spans:
-        content = region[start:end].partition("{")[2][:-1]
+        content = region[start:end].partition("{")[2][:-1] + (r"\%" if _PERCENT.match(region, end) else "")
         between = None if previous_end is None else region[previous_end:start]
-        if between is not None and len(between) <= _MAX_CONNECTIVE and between.strip("$ \n") and _CONNECTIVE.fullmatch(between):
+        if between is not None and len(between) <= _MAX_CONNECTIVE and _CONNECTIVE.fullmatch(between):
             chains[-1].append(content)
         else:
             chains.append([content])
         previous_end = end
-    answers = [_joined(chain) for chain in chains]
+    answers = [", ".join(chain) for chain in chains]
     others = tuple(dict.fromkeys(answer for answer in answers[:-1] if answer != answers[-1]))
     return Extraction(answers[-1], others)
 
 
 def last_answer(region: str) -> Extraction | None:
-    """For evaluation only: the last formula between math delimiters, or the last number when it comes later."""
-    formula = None
-    for formula in _MATH.finditer(region):  # noqa: B007  the last one is wanted
-        pass
-    number = None
-    for match in _NUMBER.finditer(region, formula.end() if formula else 0):
-        number = match if any(c.isdigit() for c in match[0]) else number
-    if number is not None:
-        return Extraction(number[0])
-    if formula is not None:
-        return Extraction(next(group for group in formula.groups() if group is not None))
-    return None
+    """For evaluation only, where there is no box: the whole when it is bare, or the last formula, or the last number if that is later.
+
+    What follows the last "answer is" or "answer:" goes before what stands elsewhere.
+    """
+    text = region.partition("<|")[0].strip()
+    if len(text) <= _MAX_BARE and not _FORMULA.search(text) and not _PROSE.search(text):
+        return Extraction(text) if text else None
+    after = [match.end() for match in _ANSWER_IS.finditer(text)]
+    return (_first_stated(text[after[-1] :]) if after else None) or _last_stated(text)
 
 
-def _joined(chain: list[str]) -> str:
-    return chain[0] if len(chain) == 1 else ", ".join(chain)
+def only_formula(answer: str) -> str:
+    """The formula, when an answer is words around exactly one formula and no other number: `the answer is $5$` is 5."""
+    formulas = list(_FORMULA.finditer(answer))
+    if len(formulas) != 1:
+        return answer
+    around = answer[: formulas[0].start()] + " " + answer[formulas[0].end() :]
+    if re.search(r"[\d\\^=<>]", around) or not re.search(r"[A-Za-z]{2}", around):
+        return answer
+    return _formula(answer, formulas[0])
+
+
+def _first_stated(text: str) -> Extraction | None:
+    """The first formula or number of what follows "answer is", whichever comes first."""
+    formula = _FORMULA.search(text)
+    number = next((match for match in _NUMBER.finditer(text) if _has_digit(match[0])), None)
+    if formula is not None and (number is None or formula.start() <= number.start()):
+        return Extraction(_formula(text, formula))
+    return Extraction(number[0]) if number is not None else None
+
+
+def _last_stated(text: str) -> Extraction | None:
+    formulas = list(_FORMULA.finditer(text))
+    begins = formulas[-1].end() if formulas else 0
+    numbers = [match for match in _NUMBER.finditer(text, begins) if _has_digit(match[0])]
+    if numbers:
+        return Extraction(numbers[-1][0])
+    return Extraction(_formula(text, formulas[-1])) if formulas else None
+
+
+def _formula(text: str, match: re.Match[str]) -> str:
+    """What stands between the delimiters, with a percent sign that follows them."""
+    content = next(group for group in match.groups() if group is not None)
+    return content + (r"\%" if _PERCENT.match(text, match.end()) else "")
+
+
+def _has_digit(text: str) -> bool:
+    return any(character.isdigit() for character in text)

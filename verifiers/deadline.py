@@ -1,0 +1,281 @@
+"""A few worker processes that can be killed: for computations that may not end.
+
+Each worker process belongs to one thread of ours, which starts it, speaks with it over pipes, watches the clock and kills it. No event
+loop, signal or child watcher is involved, so a pool works in any thread of any process. What runs inside is `deadline_child.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import queue
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import SystemFault
+
+logger = logging.getLogger(__name__)
+
+CHILD = Path(__file__).with_name("deadline_child.py")
+MAX_ANSWER_BYTES = 16 * 2**20
+
+
+class Overrun(Exception):
+    """The question took longer, or more memory, than it may: twice, the second time on a fresh worker."""
+
+
+class WorkerLost(SystemFault):
+    """A worker died, or could not start, through no fault of the question, twice."""
+
+
+class WorkerPool:
+    """Answers questions by a program's `answer(question)`, in at most `size` processes that start when they are first needed.
+
+    `program` is the path of a Python file of ours. A question has `deadline_s` from the moment a worker takes it up; waiting for a
+    worker is not charged, nor is a worker's start, which has `start_s`. A worker that overruns, exceeds `memory_mb` of address space
+    or dies is replaced, and its question asked once more of the fresh one; one that has grown beyond `recycle_mb` of resident memory
+    is replaced between questions. The other workers notice nothing.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        *,
+        size: int = 2,
+        deadline_s: float = 3.0,
+        start_s: float = 120.0,
+        memory_mb: int = 1024,
+        recycle_mb: int = 512,
+    ) -> None:
+        assert size >= 1, "a pool has at least one worker"
+        self.program, self.size = program, size
+        self.deadline_s, self.start_s = deadline_s, start_s
+        self.memory_mb, self.recycle_mb = memory_mb, recycle_mb
+        self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._is_closed = False
+
+    async def ask(self, question: Any) -> Any:
+        """The program's answer. Raises Overrun or WorkerLost. Cancelling kills the worker that is at it, if any."""
+        asked = _Question(json.dumps(question).encode())
+        self._submit(asked)
+        try:
+            return await asyncio.wrap_future(asked.answer)
+        except asyncio.CancelledError:
+            asked.cancel()
+            raise
+
+    def pids(self) -> list[int]:
+        """The living worker processes."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    async def close(self) -> None:
+        """Kill all workers and wait until they are gone. Questions still open get WorkerLost."""
+        await asyncio.to_thread(self._close)
+
+    def _submit(self, asked: _Question) -> None:
+        with self._lock:
+            if self._is_closed:
+                raise WorkerLost("the pool of workers is closed.")
+            self._waiting.put(asked)
+            num_idle = sum(worker.is_idle for worker in self._workers)
+            if self._waiting.qsize() > num_idle and len(self._workers) < self.size:
+                self._workers.append(_Worker(self, self._waiting))
+
+    def _close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            workers = list(self._workers)
+        for _ in workers:
+            self._waiting.put(None)
+        for worker in workers:
+            worker.stop()
+        while not self._waiting.empty():
+            asked = self._waiting.get()
+            if asked is not None and asked.answer.set_running_or_notify_cancel():
+                asked.answer.set_exception(WorkerLost("the pool of workers was closed."))
+
+
+class _Question:
+    """A question on its way: its bytes, the future of its answer, and how to stop whoever is at it."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.answer: Future[Any] = Future()
+        self.is_cancelled = False
+        self.kill: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.answer.cancel()
+        if self.kill is not None:
+            self.kill()
+
+
+class _Worker:
+    """One thread and the process it owns.
+
+    The kernel's parent-death signal follows the *thread* that started the process, so the thread lives as long as the pool.
+    """
+
+    def __init__(self, pool: WorkerPool, waiting: queue.SimpleQueue[_Question | None]) -> None:
+        self._pool, self._waiting = pool, waiting
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
+        self.is_idle = True
+        self._thread = threading.Thread(target=self._run, name="verifier-worker", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._kill()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (asked := self._next()) is not None:
+            if asked.answer.cancelled() or not asked.answer.set_running_or_notify_cancel():
+                continue
+            asked.kill = self._kill
+            try:
+                answer = self._answer(asked)
+            except Exception as error:
+                _settle(asked, error=error)
+            else:
+                _settle(asked, answer=answer)
+            finally:
+                asked.kill = None
+        self._reap()
+
+    def _next(self) -> _Question | None:
+        self.is_idle = True
+        asked = self._waiting.get()
+        self.is_idle = False
+        return asked
+
+    def _answer(self, asked: _Question) -> Any:
+        """Ask, and ask once more of a fresh process after the first overrun, and after the first death."""
+        seen: set[type[Exception]] = set()
+        while True:
+            try:
+                return self._attempt(asked)
+            except (Overrun, WorkerLost) as error:
+                self._reap()
+                if asked.is_cancelled or self._is_stopping:
+                    raise WorkerLost("the check was cancelled.") from None
+                if type(error) in seen:
+                    raise
+                seen.add(type(error))
+                logger.debug("worker replaced: %s", error)
+
+    def _attempt(self, asked: _Question) -> Any:
+        process = self._started()
+        if asked.is_cancelled or self._is_stopping:
+            raise WorkerLost("the check was cancelled.")
+        reply = _converse(process, asked.body, self._pool.deadline_s)
+        if "exhausted" in reply:
+            raise Overrun(f"it exhausts {reply['exhausted']}")
+        if reply["memory_mb"] > self._pool.recycle_mb:
+            self._reap()
+        if "fault" in reply:
+            raise WorkerLost(reply["fault"])
+        return reply["answer"]
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        """The process, started if there is none."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._reap()
+        command = [sys.executable, "-I", str(CHILD), str(self._pool.program), str(self._pool.memory_mb), str(os.getpid())]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", close_fds=True
+        )
+        try:
+            hello = _receive(self._process, self._pool.start_s)
+        except (Overrun, WorkerLost) as error:
+            raise WorkerLost(f"a verifier worker did not start: {error}") from None
+        if not hello["ready"]:
+            raise WorkerLost(f"a verifier worker did not start: {hello['fault']}")
+        return self._process
+
+    def _kill(self) -> None:
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _reap(self) -> None:
+        """End the process and leave no zombie and no pipe."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    logger.debug("pipe of a dead worker", exc_info=True)
+        process.wait()
+
+
+def _converse(process: subprocess.Popen[bytes], body: bytes, deadline_s: float) -> dict[str, Any]:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(struct.pack(">I", len(body)) + body)
+        process.stdin.flush()
+    except OSError as error:
+        raise WorkerLost(f"a verifier worker died: {error}") from None
+    return _receive(process, deadline_s)
+
+
+def _receive(process: subprocess.Popen[bytes], deadline_s: float) -> dict[str, Any]:
+    """One frame from the process. Raises Overrun when the clock runs out, WorkerLost when the process ends."""
+    ends = time.monotonic() + deadline_s
+    header = _read(process, 4, ends, deadline_s)
+    (size,) = struct.unpack(">I", header)
+    if size > MAX_ANSWER_BYTES:
+        raise WorkerLost(f"a verifier worker sent {size} bytes")
+    return json.loads(_read(process, size, ends, deadline_s))
+
+
+def _read(process: subprocess.Popen[bytes], size: int, ends: float, deadline_s: float) -> bytes:
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    data = bytearray()
+    while len(data) < size:
+        left_s = ends - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            if time.monotonic() < ends:
+                continue
+            raise Overrun(f"it takes longer than {deadline_s:g} s")
+        chunk = os.read(pipe, size - len(data))
+        if not chunk:
+            raise WorkerLost(f"a verifier worker died with exit status {process.wait()}")
+        data += chunk
+    return bytes(data)
+
+
+def _settle(asked: _Question, *, answer: Any = None, error: Exception | None = None) -> None:
+    if asked.answer.cancelled():
+        return
+    if error is not None:
+        asked.answer.set_exception(error)
+    else:
+        asked.answer.set_result(answer)

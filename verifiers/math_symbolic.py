@@ -1,0 +1,117 @@
+"""The program of the killable workers: are two expressions, or two relations, equal? Runs nowhere else: sympy may never end.
+
+Numbers at random points refute; only sympy's exact simplification accepts. What cannot be proved equal is not equal.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import sympy
+from sympy import Expr, Float, Rational, Symbol
+
+from verifiers.math_expression import NotUnderstood, TooLarge, expression
+
+NUM_POINTS = 4
+DIGITS = 40
+# Fixed, unrelated rational points, some negative: zero or one would hide differences.
+POINTS = [Rational(p, q) for p, q in ((17, 13), (-29, 19), (41, 23), (-7, 31), (53, 29), (61, 17), (-43, 37), (11, 47))]
+
+# A power such as 2^{99} has more digits than Python shows by default; nothing here shows any.
+sys.set_int_max_str_digits(0)
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Replies to `{"questions": [[kind, reference, answer], ...], "tolerance": t}`: a verdict and a note for each.
+
+    `too_large` instead says that a value was too large to compute; nothing is known of the other questions then.
+    """
+    verdicts = []
+    for kind, reference, given in question["questions"]:
+        try:
+            verdicts.append(_verdict(kind, reference, given, question["tolerance"]))
+        except TooLarge as error:
+            return {"too_large": str(error)}
+    return {"verdicts": verdicts}
+
+
+def _verdict(kind: str, reference: list[str], given: list[str], tolerance: float) -> tuple[bool, str]:
+    try:
+        if kind == "relation":
+            return relations_equal(reference, given), "compared as relations"
+        return expressions_equal(expression(reference[0]), expression(given[0]), tolerance), "compared symbolically"
+    except NotUnderstood as error:
+        return False, f"not understood: {error}"[:200]
+    except (ArithmeticError, ValueError, TypeError, AttributeError, NotImplementedError, LookupError, AssertionError) as error:
+        # sympy raises these on forms it cannot handle. Not proved equal.
+        return False, f"not decided: {type(error).__name__}"
+
+
+def expressions_equal(reference: Expr, given: Expr, tolerance: float = 0.0) -> bool:
+    """Whether two expressions are equal for all real values of their letters, proved; or near, for constants, within a tolerance."""
+    if reference == given:
+        return reference is not sympy.nan and reference is not sympy.zoo
+    if reference.has(sympy.oo, sympy.zoo, sympy.nan) or given.has(sympy.oo, sympy.zoo, sympy.nan):
+        return False
+    if tolerance > 0 and not (reference.free_symbols or given.free_symbols):
+        wanted, found = sympy.N(reference, DIGITS), sympy.N(given, DIGITS)
+        return bool(abs(wanted - found) <= tolerance * abs(wanted))
+    difference = reference - given
+    return not is_refuted(reference, given) and is_zero(difference)
+
+
+def is_refuted(reference: Expr, given: Expr) -> bool:
+    """Whether the two differ at some point where both are real, or as constants."""
+    letters = sorted(reference.free_symbols | given.free_symbols, key=lambda symbol: symbol.name)  # type: ignore[attr-defined]
+    for shift in range(NUM_POINTS if letters else 1):
+        point = {letter: _point(letter, i + shift) for i, letter in enumerate(letters)}
+        wanted, found = _number(reference.xreplace(point)), _number(given.xreplace(point))
+        if wanted is None or found is None or (letters and wanted.is_real != found.is_real):
+            continue
+        if abs(wanted - found) > Float(10) ** (8 - DIGITS) * (1 + abs(wanted)):
+            return True
+    return False
+
+
+def _point(letter: Symbol, index: int) -> Rational:
+    value = POINTS[index % len(POINTS)]
+    return abs(value) if letter.is_positive else value
+
+
+def _number(value: Expr) -> Expr | None:
+    number = sympy.N(value, DIGITS, chop=False)
+    return number if number.is_number and number.is_finite and not number.has(sympy.Function) else None
+
+
+def is_zero(difference: Expr) -> bool:
+    """Whether sympy proves that an expression is 0, by ever dearer means."""
+    if difference == 0 or sympy.expand(difference) == 0:
+        return True
+    if difference.free_symbols and sympy.cancel(sympy.together(difference)) == 0:
+        return True
+    if sympy.simplify(difference) == 0 or sympy.radsimp(sympy.sqrtdenest(sympy.expand(difference))) == 0:
+        return True
+    return difference.equals(0) is True
+
+
+def relations_equal(reference: list[str], given: list[str]) -> bool:
+    """Whether two relations say the same: the differences of their sides are in a constant ratio, positive where order counts."""
+    (wanted, wanted_sign), (found, found_sign) = _standard(reference), _standard(given)
+    if wanted_sign != found_sign or wanted == 0 or found == 0:
+        return False
+    ratio = sympy.cancel(sympy.together(wanted / found))
+    if ratio.free_symbols:
+        ratio = sympy.simplify(ratio)
+    if ratio.free_symbols or not ratio.is_real or not ratio.is_finite or ratio.is_zero is not False:
+        return False
+    return wanted_sign in ("=", r"\neq") or bool(ratio > 0)
+
+
+def _standard(relation: list[str]) -> tuple[Expr, str]:
+    """Left minus right, and a sign among = \\neq < \\leq."""
+    left, sign, right = relation
+    difference = expression(left) - expression(right)
+    if sign in (">", r"\geq"):
+        return -difference, "<" if sign == ">" else r"\leq"
+    return difference, sign
