@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.admission import SyncGate, check_prompt
 from rollout.engine import EngineConfig
-from rollout.errors import SyncFailed, WorkerLost
+from rollout.errors import ModelError, SyncFailed, WorkerLost
 from rollout.sampling import Sampling
 from rollout.snapshot import verify
 from rollout.types import Generation, Snapshot
@@ -67,9 +67,7 @@ class VllmEngine:
         self._gate = SyncGate()
         self._stop_token_ids = list(stop_token_ids)
         self._weights = weights_of_folder(model_path)
-        self._llm: Any = _make_llm(
-            _engine_arguments(model_path, config, device), device == "cpu" if in_process is None else in_process
-        )
+        self._llm: Any = _make_llm(model_path, config, device, in_process=device == "cpu" if in_process is None else in_process)
         self._max_model_len: int = self._llm.model_config.max_model_len
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
         self._running: set[asyncio.Task[RequestOutput]] = set()
@@ -224,14 +222,31 @@ def _engine_arguments(model_path: str, config: EngineConfig, device: str) -> dic
     return arguments | {"gpu_memory_utilization": config.gpu_memory_utilization}
 
 
-def _make_llm(arguments: dict[str, Any], in_process: bool) -> Any:
-    if in_process:
-        from vllm import EngineArgs
-
-        from rollout.vllm_inprocess import InProcessLLM
-
-        return InProcessLLM(EngineArgs(**arguments))
-    from vllm import AsyncEngineArgs
+def _make_llm(model_path: str, config: EngineConfig, device: str, *, in_process: bool) -> Any:
+    """Start vLLM. Raises ModelError when it cannot run this model with these settings."""
+    from vllm import AsyncEngineArgs, EngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    from rollout.vllm_inprocess import InProcessLLM
+
+    arguments = _engine_arguments(model_path, config, device)
+    try:
+        llm = InProcessLLM(EngineArgs(**arguments)) if in_process else AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except ValueError as error:
+        raise ModelError(f"vLLM cannot run the model {model_path}: {error}") from error
+    if device == "cpu":
+        _check_head_size(model_path, llm)
+    return llm
+
+
+def _check_head_size(model_path: str, llm: Any) -> None:
+    # vLLM starts with any size, and dies in the first step with one that its CPU kernels lack.
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size, supported = llm.model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
+    if size not in supported:
+        llm.shutdown()
+        raise ModelError(
+            f"vLLM on a CPU cannot run the model {model_path}: its attention heads have size {size}, and vLLM has kernels for "
+            f'{", ".join(map(str, supported))}. Use engine.kind = "hf".'
+        )

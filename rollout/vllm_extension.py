@@ -1,4 +1,4 @@
-"""What vLLM imports into its worker processes: the `shm` weight transport. Imported through `worker_extension_cls` alone.
+"""What vLLM imports into its worker processes, and nobody else: the `shm` weight transport. Named by `worker_extension_cls`.
 
 A snapshot is read from the file where the learner wrote it. vLLM's layerwise reload puts the weights where the kernels want them;
 what it leaves undone on a CPU, and after an update that failed, is done here.
