@@ -1,7 +1,7 @@
 """A few worker processes that can be killed: for computations that may not end.
 
-Each worker process belongs to one thread of ours, which starts it, speaks with it over pipes, watches the clock and kills it. No event
-loop, signal or child watcher is involved, so a pool works in any thread of any process. What runs inside is `deadline_child.py`.
+Each worker process belongs to one thread of ours, which starts it, speaks with it over pipes, watches the clock and kills it. No
+event loop, signal or child watcher is involved, so a pool works in any thread of any process. `deadline_child.py` runs inside.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class WorkerPool:
     """Answers questions by a program's `answer(question)`, in at most `size` processes that start when they are first needed.
 
     `program` is the path of a Python file of ours. A question has `deadline_s` from the moment a worker takes it up; waiting for a
-    worker is not charged, nor is a worker's start, which has `start_s`. A worker that overruns, exceeds `memory_mb` of address space
-    or dies is replaced, and its question asked once more of the fresh one; one that has grown beyond `recycle_mb` of resident memory
-    is replaced between questions. The other workers notice nothing.
+    worker is not charged, nor is a worker's start, which has `start_s`. A worker that overruns, exceeds `memory_mb` of address
+    space or dies is replaced, and its question asked once more of the fresh one; one that has grown beyond `recycle_mb` of
+    resident memory is replaced between questions. The other workers notice nothing.
     """
 
     def __init__(

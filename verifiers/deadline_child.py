@@ -1,7 +1,7 @@
-"""What runs inside a killable worker process: one loop that answers questions until its input ends. Imports nothing of ours by itself.
+"""What runs inside a killable worker process: a loop that answers questions until its input ends. Needs nothing else of ours.
 
-Started as `python -I deadline_child.py PROGRAM MEMORY_MB PARENT`. PROGRAM is a file of ours that defines `answer(question)`, both ways
-plain JSON. A frame is four bytes of length and JSON; the first one out is `{"ready": true}`. Each answer tells the worker's memory.
+Started as `python -I deadline_child.py PROGRAM MEMORY_MB PARENT`. PROGRAM is a file of ours that defines `answer(question)`, both
+ways plain JSON. A frame is four bytes of length, then JSON; the first out is `{"ready": true}`. Each answer tells our memory.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def main() -> None:
     sys.path.append(str(Path(__file__).resolve().parent.parent))
     try:
         spec = importlib.util.spec_from_file_location("program", program)
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except BaseException as error:

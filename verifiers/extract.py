@@ -11,7 +11,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may stand between two boxes that together are one answer: `\boxed{1}$ and $\boxed{2}`, `\boxed{1}, y = \boxed{2}`.
 _CONNECTIVE = re.compile(
-    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|(?:[a-z]+\s+)?(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
+    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|(?:[a-z]+\s+)?(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}"
+    r"|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
 )
 _MAX_CONNECTIVE = 60
 _MAX_BARE = 200
@@ -77,7 +78,7 @@ def boxed_answer(region: str) -> Extraction | None:
 
 
 def last_answer(region: str) -> Extraction | None:
-    """For evaluation only, where there is no box: the whole when it is bare, or the last formula, or the last number if that is later.
+    """For evaluation only, where there is no box: a bare answer whole, or the last formula, or the last number if that is later.
 
     What follows the last "answer is" or "answer:" goes before what stands elsewhere.
     """

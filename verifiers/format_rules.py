@@ -64,8 +64,9 @@ def length_rule(
 ) -> Score:
     """Soft overlong shaping: 1 up to max_tokens - buffer_tokens, then linear down to 0 at max_tokens.
 
-    Source: DAPO, arXiv:2503.14476, equation 13, whose penalty in [-1, 0] is this value minus 1. The paper adds it to an answer reward
-    of 1 or -1; a mix that gives length half the answer's weight is that sum up to an affine map, which group normalization removes.
+    Source: DAPO, arXiv:2503.14476, equation 13, whose penalty in [-1, 0] is this value minus 1. The paper adds it to an answer
+    reward of 1 or -1. A mix that gives length half the answer's weight is that sum up to an affine map, which group normalization
+    removes.
     """
     if num_tokens is None:
         return infra("length was not judged: the number of tokens of this completion is unknown. Record num_tokens with it.")

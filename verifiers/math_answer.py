@@ -45,8 +45,8 @@ class Judged(NamedTuple):
 class MathAnswer:
     """Whether the last box after the reasoning equals the reference, exactly.
 
-    The reference is an answer, a text with a `\\boxed{…}`, or a worked solution that ends in `#### 72`. Boxes of different value are
-    wrong ("hedged"). A number is answered by a number, not by a sum that makes it. Precision goes before recall: what is not
+    The reference is an answer, a text with a `\\boxed{…}`, or a worked solution that ends in `#### 72`. Boxes of different value
+    are wrong ("hedged"). A number is answered by a number, not by a sum that makes it. Precision goes before recall: what is not
     proved equal is wrong.
     """
 

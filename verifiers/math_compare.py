@@ -13,7 +13,8 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from verifiers.math_number import Number, unit_of
-from verifiers.math_structure import Leaf, Many, Matrix, Node, Relation, Row, Union, is_name, is_word
+from verifiers.math_relation import FLIPPED, Assignment, assignment_of, named, region_of, regrouped
+from verifiers.math_structure import Leaf, Many, Matrix, Node, Relation, Row, Union, is_word
 from verifiers.math_text import literal_key
 
 Percent = Literal["value", "number", "either"]
@@ -26,8 +27,6 @@ _HEADS = re.compile(
 )
 _TOWER = re.compile(r"\d\s*\^\s*\{[^{}]*\d\s*\^")
 _TRAILING_UNIT = re.compile(r"(?P<body>.*[^\s\\])\s*(?P<unit>\\text\s*\{[^{}0-9]*\}\s*(?:\^\s*\{[23]\})?|°)$")
-_INFINITY, _MINUS_INFINITY = Leaf(r"\infty"), Leaf(r"-\infty")
-_FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq", "=": "=", r"\neq": r"\neq"}
 _MAX_MATCHED = 64
 
 
@@ -50,15 +49,8 @@ class Question(NamedTuple):
     answer: tuple[str, ...]
 
 
-class Assignment(NamedTuple):
-    """`x = 5` as a name, "" for a value without one, and its value."""
-
-    name: str
-    value: Node
-
-
 class Comparison:
-    """One comparison under a policy, with the replies known so far. `open` collects what must be asked, `notes` why things differ."""
+    """One comparison under a policy. `replies` are known, `open` collects what must be asked, `notes` why things differ."""
 
     def __init__(self, policy: Policy, replies: Mapping[Question, bool]) -> None:
         self.policy = policy
@@ -77,7 +69,7 @@ class Comparison:
         if isinstance(reference, Relation):
             return self._relation_and_value(reference, lambda node: self.equal(node, answer), answer)
         if isinstance(reference, Many) and isinstance(answer, Many):
-            return self._lists(_regrouped(reference), _regrouped(answer))
+            return self._lists(regrouped(reference), regrouped(answer))
         if isinstance(reference, Many) or isinstance(answer, Many):
             return self._list_and_other(reference, answer)
         if isinstance(reference, Row) and isinstance(answer, Row):
@@ -123,39 +115,38 @@ class Comparison:
 
     def _relation_and_value(self, relation: Relation, compare: Callable[[Node], bool | None], other: Node) -> bool | None:
         """`x = 5` and `5`, `x > 5` and `(5, \\infty)`."""
-        region = _region(relation)
+        region = region_of(relation)
         if region is not None and isinstance(other, (Row, Union, Many)):
             return compare(region.value)
-        assignment = _assignment(relation)
+        assignment = assignment_of(relation)
         return (
             compare(assignment.value) if assignment is not None else self._differ("a relation instead of a value, or the reverse")
         )
 
     def _relations(self, reference: Relation, answer: Relation) -> bool | None:
-        wanted, given = _assignment(reference), _assignment(answer)
+        wanted, given = assignment_of(reference), assignment_of(answer)
         if wanted is not None and given is not None and (wanted.name == given.name or not wanted.name or not given.name):
             return self.equal(wanted.value, given.value)
-        wanted_region, given_region = _region(reference), _region(answer)
+        wanted_region, given_region = region_of(reference), region_of(answer)
         if wanted_region is not None and given_region is not None and wanted_region.name == given_region.name:
             return self.equal(wanted_region.value, given_region.value)
-        for candidate in (answer, Relation(answer.terms[::-1], tuple(_FLIPPED.get(sign, "") for sign in answer.signs[::-1]))):
+        for candidate in (answer, Relation(answer.terms[::-1], tuple(FLIPPED.get(sign, "") for sign in answer.signs[::-1]))):
             if candidate.signs == reference.signs and all(map(_same_key, candidate.terms, reference.terms)):
                 return True
         if len(reference.terms) != 2 or len(answer.terms) != 2:
             return self._differ("another relation")
         sides = [term.text for term in (*reference.terms, *answer.terms) if isinstance(term, Leaf)]
         signs = (reference.signs[0], answer.signs[0])
-        if len(sides) < 4 or any(sign not in _FLIPPED for sign in signs):
+        if len(sides) < 4 or any(sign not in FLIPPED for sign in signs):
             return self._differ("another relation")
         if wanted is not None and given is not None and isinstance(wanted.value, Leaf) and wanted.value.number is not None:
             return self._differ("another name")
         return self._ask(Question("relation", (sides[0], signs[0], sides[1]), (sides[2], signs[1], sides[3])))
 
     def _lists(self, reference: Many, answer: Many) -> bool | None:
-        wanted, given = _named(reference.items), _named(answer.items)
+        wanted, given = named(reference.items), named(answer.items)
         if any(item.name for item in wanted) and any(item.name for item in given):
-            named = [Relation((Leaf(i.name), i.value), ("=",)) if i.name else i.value for i in wanted]
-            return self._in_any_order(named, [Relation((Leaf(i.name), i.value), ("=",)) if i.name else i.value for i in given])
+            return self._in_any_order(map(_as_relation, wanted), map(_as_relation, given))
         values, others = [item.value for item in wanted], [item.value for item in given]
         # "x = 1, y = 2" and "1, 2": without the names, the order is all that tells which is which.
         if len({item.name for item in (*wanted, *given) if item.name}) > 1:
@@ -171,9 +162,9 @@ class Comparison:
         if len(set(many.items)) == 1:
             return compare(many.items[0], other)
         if isinstance(other, Row) and not many.is_set and (other.opening, other.closing) == ("(", ")"):
-            values = tuple(item.value for item in _named(many.items))
+            values = tuple(item.value for item in named(many.items))
             return self._in_order(other.items, values) if swap else self._in_order(values, other.items)
-        regions = [_region(item) for item in many.items if isinstance(item, Relation)]
+        regions = [region_of(item) for item in many.items if isinstance(item, Relation)]
         if isinstance(other, Union) and len(regions) == len(many.items) and all(regions):
             return compare(Union(tuple(region.value for region in regions if region is not None)), other)
         return self._differ("another kind of object")
@@ -221,7 +212,7 @@ def _close(reference: Fraction, answer: Fraction, tolerance: float) -> bool:
 def _units_agree(reference: str, answer: str, units: Units) -> bool:
     if units == "ignored" or reference == answer:
         return True
-    return units == "optional" and not (reference and answer) or not reference
+    return not reference or (units == "optional" and not answer)
 
 
 def _without_unit(leaf: Leaf) -> tuple[str, str]:
@@ -233,6 +224,10 @@ def _without_unit(leaf: Leaf) -> tuple[str, str]:
     return match["body"], unit[0]
 
 
+def _as_relation(item: Assignment) -> Node:
+    return Relation((Leaf(item.name), item.value), ("=",)) if item.name else item.value
+
+
 def _key(text: str) -> str:
     """What two leaves must share to be the same text: no leading plus, no brackets around the letter of a choice."""
     key = literal_key(text).removeprefix("+")
@@ -241,79 +236,6 @@ def _key(text: str) -> str:
 
 def _same_key(one: Node, other: Node) -> bool:
     return one == other or (isinstance(one, Leaf) and isinstance(other, Leaf) and _key(one.text) == _key(other.text))
-
-
-def _assignment(relation: Relation) -> Assignment | None:
-    """The value that `x = 5`, `5 = x`, `x = 2 + 3 = 5`, `x = 1/3 \\approx 0.33` or `1/3 \\approx 0.33` states; None for other relations.
-
-    What follows \\approx is no part of the statement. A chain that names two different numbers states nothing.
-    """
-    if any(sign not in ("=", r"\approx") for sign in relation.signs):
-        return None
-    num_exact = relation.signs.index(r"\approx") + 1 if r"\approx" in relation.signs else len(relation.terms)
-    terms = relation.terms[:num_exact]
-    if len(terms) == 1:
-        is_named = is_name(terms[0])
-        return Assignment(_name(terms[0]), relation.terms[1]) if is_named and len(relation.terms) == 2 else Assignment("", terms[0])
-    if not is_name(terms[0]):
-        return Assignment(_name(terms[1]), terms[0]) if len(terms) == 2 and is_name(terms[1]) else None
-    numbers = {term.number.value for term in terms[1:] if isinstance(term, Leaf) and term.number is not None}
-    return Assignment(_name(terms[0]), terms[-1]) if len(numbers) <= 1 else None
-
-
-def _region(relation: Relation) -> Assignment | None:
-    """The name and the set that `x \\in S`, `x > 5`, `1 < x \\leq 2` or `x \\neq 3` describe; None for other relations."""
-    terms, signs = relation.terms, relation.signs
-    if len(terms) == 2 and signs[0] == r"\in":
-        return Assignment(_name(terms[0]), terms[1]) if is_name(terms[0]) else None
-    if any(sign not in ("<", ">", r"\leq", r"\geq", r"\neq") for sign in signs):
-        return None
-    if len(terms) == 2:
-        if is_name(terms[1]) and not is_name(terms[0]):
-            terms, signs = terms[::-1], (_FLIPPED[signs[0]],)
-        if not is_name(terms[0]) or not isinstance(terms[1], Leaf):
-            return None
-        below = Row("(", "]" if signs[0] == r"\leq" else ")", (_MINUS_INFINITY, terms[1]))
-        above = Row("[" if signs[0] == r"\geq" else "(", ")", (terms[1], _INFINITY))
-        if signs[0] == r"\neq":
-            return Assignment(_name(terms[0]), Union((below, above)))
-        return Assignment(_name(terms[0]), below if signs[0] in ("<", r"\leq") else above)
-    if len(terms) != 3 or not is_name(terms[1]):
-        return None
-    if signs[0] in (">", r"\geq"):
-        terms, signs = terms[::-1], tuple(_FLIPPED[sign] for sign in signs[::-1])
-    if any(sign not in ("<", r"\leq") for sign in signs):
-        return None
-    brackets = ("[" if signs[0] == r"\leq" else "(", "]" if signs[1] == r"\leq" else ")")
-    return Assignment(_name(terms[1]), Row(*brackets, (terms[0], terms[2])))
-
-
-def _named(items: Iterable[Node]) -> list[Assignment]:
-    """Elements with their names. In `a = 4, -8` the name stands for what follows it."""
-    named: list[Assignment] = []
-    for item in items:
-        assignment = _assignment(item) if isinstance(item, Relation) else None
-        if assignment is None:
-            follows = named[-1].name if named and isinstance(item, Leaf) else ""
-            assignment = Assignment(follows, item)
-        named.append(assignment)
-    return named
-
-
-def _regrouped(many: Many) -> Many:
-    """`p = 5, q = 2, p = 7, q = 2` as two answers of two parts; any other list as it is."""
-    names = [assignment.name for assignment in _named(many.items)]
-    period = names.index(names[0], 1) if names and names[0] and names[0] in names[1:] else 0
-    if period < 2 or names != names[:period] * (len(names) // period):
-        return many
-    groups = [many.items[at : at + period] for at in range(0, len(names), period)]
-    return Many(tuple(Row("(", ")", group) for group in groups), many.is_set)
-
-
-def _name(node: Node) -> str:
-    if isinstance(node, Row):
-        return ",".join(_name(item) for item in node.items)
-    return literal_key(node.text) if isinstance(node, Leaf) else ""
 
 
 def _matrix_rows(node: Node, vectors: bool) -> tuple[tuple[Node, ...], ...] | None:

@@ -1,8 +1,8 @@
 r"""From a normalized LaTeX expression to sympy, by our own small grammar. Runs only in killable workers: it imports sympy.
 
-A strict grammar instead of a lenient parser, because every leniency is a false positive: two numbers side by side are an error (not a
-sum or a product), case matters, a prime belongs to its name, degrees are not dropped, `1/2x` is refused as ambiguous, and a run of
-four letters is a word. Nothing here evaluates text; numbers are exact.
+A strict grammar instead of a lenient parser, because every leniency is a false positive: two numbers side by side are an error
+(neither a sum nor a product), case matters, a prime belongs to its name, degrees are not dropped, `1/2x` is refused as ambiguous,
+and a run of four letters is a word. Nothing here evaluates text; numbers are exact.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ MAX_FACTORIAL = 1000
 _TOKENS = re.compile(
     r"\s*(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|\s*(?P<command>\\[A-Za-z]+)|\s*(?P<letter>[A-Za-z])|\s*(?P<sign>[-+/^_(){}\[\]|!'%])"
 )
-_ACCENTS = frozenset(r"\overline \vec \hat \bar \overrightarrow \text \mathbb \angle \triangle".split())
-_GREEK = frozenset(
-    r"\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi "
-    r"\varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Sigma \Phi \Psi \Omega \ell".split()
-)
+_ACCENTS = frozenset({r"\overline", r"\vec", r"\hat", r"\bar", r"\overrightarrow", r"\text", r"\mathbb", r"\angle", r"\triangle"})
+_GREEK_NAMES = """
+    alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
+    Gamma Delta Theta Lambda Sigma Phi Psi Omega ell
+"""
+_GREEK = frozenset("\\" + name for name in _GREEK_NAMES.split())
 # The base of a bare \log is unknown (10 or e): laws of logarithms hold for any.
 _LOG_BASE = Symbol("base of log", positive=True)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -192,7 +193,7 @@ class _Parser:
         raise NotUnderstood(text)
 
     def _function(self, text: str) -> Expr:
-        """`\\sin x`, `\\sin^2 x`, `\\sin^{-1} x`, `\\log_2 8`. Without brackets the argument is what is multiplied by juxtaposition."""
+        r"""`\sin x`, `\sin^2 x`, `\sin^{-1} x`, `\log_2 8`. Without brackets, the argument is all that juxtaposition multiplies."""
         function, power, base = _FUNCTIONS[text], None, None
         while self._peek()[1] in ("^", "_"):
             if self._next()[1] == "^":

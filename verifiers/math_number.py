@@ -34,15 +34,16 @@ _UNIT = re.compile(
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 # Words that change what the number means. Other words after a number are taken for its unit.
-_NOT_UNITS = frozenset(
-    "squared cubed factorial half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths tenth tenths hundredth "
-    "hundredths thousandth thousandths point points plus minus times mod modulo base or and to not never no over by from than if "
-    "approximately about thousand million billion trillion hundred dozen root roots pi".split()
-)
-_SHORT_UNITS = frozenset(
-    "mm cm dm km m g kg mg lb lbs oz ft in yd mi ml mL cl dl l L s h hr hrs min ms J kJ N Pa kPa W kW V A K C F Hz mph kph rad deg am pm "
-    "a.m. p.m. cm/s m/s km/h".split()
-)
+_VALUE_WORDS = """
+    squared cubed factorial half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths tenth tenths
+    hundredth hundredths thousandth thousandths point points plus minus times mod modulo base or and to not never no over by from
+    than if approximately about thousand million billion trillion hundred dozen root roots pi
+"""
+_SHORT_UNIT_WORDS = """
+    mm cm dm km m g kg mg lb lbs oz ft in yd mi ml mL cl dl l L s h hr hrs min ms J kJ N Pa kPa W kW V A K C F Hz mph kph rad deg
+    am pm a.m. p.m. cm/s m/s km/h
+"""
+_NOT_UNITS, _SHORT_UNITS = frozenset(_VALUE_WORDS.split()), frozenset(_SHORT_UNIT_WORDS.split())
 _SAME_UNITS = {
     "$": "dollar", "usd": "dollar", "cents": "cent", "pct": "%", "percent": "%", "percentage": "%", "deg": "°", "degree": "°",
     "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "kilometer": "km", "kilometre": "km", "millimeter": "mm",

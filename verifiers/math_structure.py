@@ -1,4 +1,4 @@
-r"""The shape of an answer: number, expression, tuple or interval, set, list, union, matrix, relation. No comparison, no computation.
+r"""The shape of an answer: number, expression, tuple or interval, set, list, union, matrix, relation. Nothing is compared.
 
 `\pm` makes two answers, `\{x \mid x > 5\}` is its condition, `x \in S` is S under the name x.
 """
@@ -52,7 +52,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    r"""`terms[i] signs[i] terms[i+1]`: an assignment, an equation, an inequality, a chain. Signs: = < > \leq \geq \neq \in \approx."""
+    r"""`terms[i] signs[i] terms[i+1]`: an assignment, an equation, an inequality, a chain. A sign is = < > or a command."""
 
     terms: tuple[Node, ...]
     signs: tuple[str, ...]
@@ -89,7 +89,7 @@ def parsed(text: str) -> Node:
 
 
 def is_name(node: Node) -> bool:
-    r"""Whether a term could name an unknown or a quantity: `x`, `a_3`, `f(x)`, `|AB|`, `V_1:V_2`, `(p, q)`; not `5`, `2x`, `a + b`."""
+    r"""Whether a term could name a quantity: `x`, `a_3`, `f(x)`, `|AB|`, `V_1:V_2`, `(p, q)`; not `5`, `2x`, `a + b`."""
     if isinstance(node, Row):
         return (node.opening, node.closing) == ("(", ")") and all(is_name(item) for item in node.items)
     if not isinstance(node, Leaf) or node.number is not None:
@@ -163,7 +163,7 @@ def _bracketed(text: str, level: int) -> Node | None:
     inside = text[len(opening) : len(text) - len(closing)]
     if (opening, closing) == (r"\{", r"\}"):
         return _set(inside, level)
-    pieces = [piece for piece in split_outermost(inside, _SEMICOLON)] if ";" in inside else split_outermost(inside, _COMMA)
+    pieces = split_outermost(inside, _SEMICOLON) if ";" in inside else split_outermost(inside, _COMMA)
     if len(pieces) == 1:
         return _parse(inside, level) if (opening, closing) == ("(", ")") else None
     if opening == r"\langle":

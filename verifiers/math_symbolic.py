@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import sympy
-from sympy import Expr, Float, Rational, Symbol
+from sympy import Expr, Float, Rational
 
 from verifiers.math_expression import NotUnderstood, TooLarge, expression
 
@@ -49,7 +49,7 @@ def _verdict(kind: str, reference: list[str], given: list[str], tolerance: float
 
 
 def expressions_equal(reference: Expr, given: Expr, tolerance: float = 0.0) -> bool:
-    """Whether two expressions are equal for all real values of their letters, proved; or near, for constants, within a tolerance."""
+    """Whether two expressions are proved equal for all real values of their letters; constants may be near, within a tolerance."""
     if reference == given:
         return reference is not sympy.nan and reference is not sympy.zoo
     if reference.has(sympy.oo, sympy.zoo, sympy.nan) or given.has(sympy.oo, sympy.zoo, sympy.nan):
@@ -63,7 +63,7 @@ def expressions_equal(reference: Expr, given: Expr, tolerance: float = 0.0) -> b
 
 def is_refuted(reference: Expr, given: Expr) -> bool:
     """Whether the two differ at some point where both are real, or as constants."""
-    letters = sorted(reference.free_symbols | given.free_symbols, key=lambda symbol: symbol.name)  # type: ignore[attr-defined]
+    letters: list[Any] = sorted(reference.free_symbols | given.free_symbols, key=str)
     for shift in range(NUM_POINTS if letters else 1):
         point = {letter: _point(letter, i + shift) for i, letter in enumerate(letters)}
         wanted, found = _number(reference.xreplace(point)), _number(given.xreplace(point))
@@ -74,12 +74,13 @@ def is_refuted(reference: Expr, given: Expr) -> bool:
     return False
 
 
-def _point(letter: Symbol, index: int) -> Rational:
+def _point(letter: Any, index: int) -> Any:
     value = POINTS[index % len(POINTS)]
     return abs(value) if letter.is_positive else value
 
 
-def _number(value: Expr) -> Expr | None:
+def _number(value: Any) -> Any:
+    """The value in digits, None when it has none."""
     number = sympy.N(value, DIGITS, chop=False)
     return number if number.is_number and number.is_finite and not number.has(sympy.Function) else None
 

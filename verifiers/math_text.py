@@ -1,7 +1,7 @@
 r"""Answers as text: one spelling for what is written in many ways, bounds on size, and splitting at the outermost level.
 
-After `normalized`, spacing commands are spaces or gone, `\dfrac` is `\frac{…}{…}`, `\text`-like commands are `\text{…}`, relations have
-one name each, a degree sign is `°`, thousands are separated by `,` and multiplication is `\cdot`. Nothing is computed here.
+After `normalized`, spacing commands are spaces or gone, `\dfrac` is `\frac{…}{…}`, `\text`-like commands are `\text{…}`, relations
+have one name each, a degree sign is `°`, thousands are separated by `,` and multiplication is `\cdot`. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ MAX_TOWER = 3
 MAX_ELEMENTS = 256
 
 _SIGNS = {
-    "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\cdot ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u2217": r"\cdot ",
-    "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\u2264": r"\leq ", "\u2265": r"\geq ", "\u2260": r"\neq ", "\u2248": r"\approx ",
-    "\u221e": r"\infty ", "\u03c0": r"\pi ", "\u03b8": r"\theta ", "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u221a": r"\sqrt ",
-    "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u00b1": r"\pm ", "\u2213": r"\mp ", "\u2205": r"\emptyset ",
-    "\u00ba": "°", "\u2032": "'", "\u2019": "'", "\uff0c": ",", "\uff08": "(", "\uff09": ")", "\uff05": "%", "\uff1d": "=", "\uff1a": ":",
-    "\uff1b": ";", "\uff0b": "+", "\uff0d": "-", "\uff0f": "/", "\uff0e": ".", "\u27e8": r"\langle ", "\u27e9": r"\rangle ",
-    "\u211d": r"\mathbb{R}", "\u2227": r"\wedge ", "\u2228": r"\vee ", "\u2192": r"\to ", "\u20ac": r"\$", "\u00a3": r"\$", "\u00a5": r"\$",
+    "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\cdot ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
+    "\u2217": r"\cdot ", "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\u2264": r"\leq ", "\u2265": r"\geq ",
+    "\u2260": r"\neq ", "\u2248": r"\approx ", "\u221e": r"\infty ", "\u03c0": r"\pi ", "\u03b8": r"\theta ",
+    "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u221a": r"\sqrt ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ",
+    "\u00b1": r"\pm ", "\u2213": r"\mp ", "\u2205": r"\emptyset ", "\u00ba": "°", "\u2032": "'", "\u2019": "'", "\uff0c": ",",
+    "\uff08": "(", "\uff09": ")", "\uff05": "%", "\uff1d": "=", "\uff1a": ":", "\uff1b": ";", "\uff0b": "+", "\uff0d": "-",
+    "\uff0f": "/", "\uff0e": ".", "\u27e8": r"\langle ", "\u27e9": r"\rangle ", "\u211d": r"\mathbb{R}", "\u2227": r"\wedge ",
+    "\u2228": r"\vee ", "\u2192": r"\to ", "\u20ac": r"\$", "\u00a3": r"\$", "\u00a5": r"\$",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")

@@ -76,14 +76,19 @@ class VerifierService:
     async def judge(self, task: Task, texts: Sequence[Text]) -> tuple[Verdict, ...]:
         """As `verify`, for texts whose tokens are not at hand. Equal texts are judged once."""
         mix, verifiers = self._mix(task), self._verifiers[task.rewards]
-        distinct = list(dict.fromkeys(texts))
+        distinct = Counter(texts)
         jobs = [self._score(name, verifiers[name], task, text) for text in distinct for name in mix]
         scores = iter(await _gathered(jobs))
         verdicts = {text: combine(mix, {name: next(scores) for name in mix}) for text in distinct}
+        for text, times in distinct.items():
+            self._outcomes.update({(score.verifier, score.outcome): times for score in verdicts[text].scores})
         return tuple(verdicts[text] for text in texts)
 
     def metrics(self) -> dict[str, float]:
-        """Outcomes and seconds of each component since the last call, e.g. `verify/math_correct`, `verify/math_p99_s`."""
+        """Outcomes and seconds of each component since the last call, e.g. `verify/math_correct`, `verify/math_p99_s`.
+
+        An outcome is counted once for each completion, seconds once for each distinct text.
+        """
         metrics: dict[str, float] = {f"verify/{name}_{outcome.value}": n for (name, outcome), n in sorted(self._outcomes.items())}
         for name, seconds in sorted(self._seconds.items()):
             ordered = sorted(seconds)
@@ -143,7 +148,6 @@ class VerifierService:
                 logger.warning("verifier %s failed on task %s (attempt %d of 2)", name, task.id, attempt, exc_info=True)
                 score = infra(f"verifier {name} failed: {fault}"[:1000])
         seconds = time.perf_counter() - started
-        self._outcomes[name, score.outcome] += 1
         self._seconds.setdefault(name, deque(maxlen=MAX_TIMINGS)).append(seconds)
         return dataclasses.replace(score, verifier=name, seconds=seconds)
 

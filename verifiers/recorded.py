@@ -1,0 +1,179 @@
+"""Judge completions that were recorded in a file, without a model: the engine of `grpo verify`.
+
+Streams: any number of lines, of which only a window is in memory, and writes them in the order they came. A line that cannot be judged
+becomes a line out with its cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from sandbox.errors import UserError
+from verifiers.errors import InvalidReference, VerifierError
+from verifiers.options import explain
+from verifiers.reward import RewardMix
+from verifiers.service import Text, VerifierService
+from verifiers.types import Message, Task, Verdict
+
+LINES_PER_WORKER = 32
+
+
+class Case(BaseModel):
+    """One line in. `prompt` may be missing: most verifiers do not read it. Other fields are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    id: str | int
+    prompt: str | list[dict[str, str]] = ""
+    reference: Any
+    rewards: str
+    completion: str
+    num_tokens: int | None = None
+
+    def task(self) -> Task:
+        prompt = self.prompt
+        if not isinstance(prompt, str):
+            prompt = tuple(Message(turn.get("role", ""), turn.get("content", "")) for turn in prompt)
+        return Task(str(self.id), prompt, self.reference, self.rewards)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a file held: judged lines, lines without a reward by cause (the first words of it), and the mean reward."""
+
+    num_lines: int = 0
+    num_judged: int = 0
+    num_correct: int = 0
+    sum_rewards: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_reward(self) -> float | None:
+        """None when no line was judged."""
+        return self.sum_rewards / self.num_judged if self.num_judged else None
+
+
+def verify_file(
+    cases: Path,
+    out: Path,
+    *,
+    mixes: Mapping[str, RewardMix] | None = None,
+    plugins: Sequence[str] = (),
+    workers: int = 2,
+    progress: bool = True,
+) -> Summary:
+    """Judge every line of a JSONL file and write a line for each, in order.
+
+    `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep. Raises UserError
+    when a file cannot be opened; no content of a line raises.
+    """
+    if not cases.is_file():
+        raise UserError(f"there is no file {cases}. Give a JSONL file with id, reference, rewards and completion on each line.")
+    if out.exists() and out.samefile(cases):
+        raise UserError(f"{out} is also the file to read. Write to another one.")
+    service = VerifierService(mixes or {}, plugins=plugins, workers=workers)
+    try:
+        with cases.open("rb") as lines, out.open("w", encoding="ascii") as written, _bar(cases, show=progress) as advance:
+            return asyncio.run(_verify_all(service, lines, written.write, advance, workers * LINES_PER_WORKER))
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror}.") from None
+
+
+async def _verify_all(service: VerifierService, lines: BinaryIO, write: Any, advance: Any, window: int) -> Summary:
+    summary = Summary()
+    try:
+        async for size, verdict_line, verdict in _in_order(service, lines, window):
+            write(json.dumps(verdict_line) + "\n")
+            advance(size)
+            _count(summary, verdict_line, verdict)
+    finally:
+        await service.close()
+    summary.metrics = service.metrics()
+    return summary
+
+
+async def _in_order(
+    service: VerifierService, lines: BinaryIO, window: int
+) -> AsyncIterator[tuple[int, dict[str, Any], Verdict | None]]:
+    """Lines out in the order of lines in, with at most `window` of them under way."""
+    under_way: deque[tuple[int, asyncio.Task[tuple[dict[str, Any], Verdict | None]]]] = deque()
+    try:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                under_way.append((len(line), asyncio.create_task(_verify_line(service, number, line))))
+            if len(under_way) >= window:
+                size, judged = under_way.popleft()
+                yield size, *(await judged)
+        while under_way:
+            size, judged = under_way.popleft()
+            yield size, *(await judged)
+    finally:
+        for _, judged in under_way:
+            judged.cancel()
+
+
+async def _verify_line(service: VerifierService, number: int, line: bytes) -> tuple[dict[str, Any], Verdict | None]:
+    """The line out for one line in, and its verdict when there is one."""
+    record: Any = None
+    try:
+        record = json.loads(line.decode("utf-8"))
+        case = Case.model_validate(record)
+        task = case.task()
+        await service.prepare([task])
+        (verdict,) = await service.judge(task, [Text(case.completion, case.num_tokens)])
+    except UnicodeDecodeError as error:
+        return _fault(record, f"line {number}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"), None
+    except (json.JSONDecodeError, RecursionError) as error:
+        return _fault(record, f"line {number}: not JSON: {error}"), None
+    except ValidationError as error:
+        cause = explain(error, Case, noun="field").replace("\n", " ") if isinstance(record, dict) else "not a JSON object"
+        return _fault(record, f"line {number}: {cause}"), None
+    except (InvalidReference, VerifierError) as error:
+        return _fault(record, f"line {number}: {error}"), None
+    scores = [
+        {
+            "verifier": score.verifier,
+            "outcome": score.outcome.value,
+            "value": score.value,
+            "reason": score.reason,
+            "extracted": score.extracted,
+            "seconds": round(score.seconds, 6),
+        }
+        for score in verdict.scores
+    ]
+    return {"id": case.id, "reward": verdict.reward, "cause": verdict.cause, "scores": scores}, verdict
+
+
+def _fault(record: Any, cause: str) -> dict[str, Any]:
+    return {"id": record.get("id") if isinstance(record, dict) else None, "reward": None, "cause": cause, "scores": []}
+
+
+def _count(summary: Summary, line: dict[str, Any], verdict: Verdict | None) -> None:
+    summary.num_lines += 1
+    if verdict is None or verdict.reward is None:
+        summary.faults["bad line" if verdict is None else str(line["cause"]).partition(":")[0]] += 1
+        return
+    summary.num_judged += 1
+    summary.num_correct += verdict.is_correct
+    summary.sum_rewards += verdict.reward
+
+
+@contextmanager
+def _bar(cases: Path, *, show: bool) -> Iterator[Any]:
+    """A progress bar over the bytes of the file, so that its lines need not be counted first. On standard error."""
+    columns = (TextColumn("verifying"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
+        shown = bar.add_task("verifying", total=max(1, cases.stat().st_size))
+        yield lambda size: bar.advance(shown, size)
