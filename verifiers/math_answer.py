@@ -18,7 +18,7 @@ from verifiers.extract import Extraction, boxed_answer, final_region, last_answe
 from verifiers.math_compare import Comparison, Percent, Policy, Question, Units
 from verifiers.math_number import decimal_comma, exact_number
 from verifiers.math_structure import Leaf, Many, Node, parsed
-from verifiers.math_text import excess, is_balanced, literal_key, normalized
+from verifiers.math_text import excess_of_text, excess_of_value, is_balanced, literal_key, normalized
 from verifiers.registry import verifier
 from verifiers.types import Score, Task, correct, timeout, unparseable, wrong
 
@@ -108,12 +108,15 @@ class MathAnswer:
     async def _judged(self, reference: Parsed, answer: str) -> Judged:
         """Compare, ask what is open, compare again with the replies."""
         answer = only_formula(answer)
-        too_large = excess(answer)
+        too_large = excess_of_text(answer)
         if too_large:
             return Judged(None, f"the answer is too large to compare: {too_large}")
         given = Parsed(normalized(answer), parsed(answer))
         if literal_key(reference.text) == literal_key(given.text):
             return Judged(True, "the same text")
+        too_large = excess_of_value(given.text)
+        if too_large:
+            return Judged(None, f"the answer is too large to compare: {too_large}")
         replies: dict[Question, bool] = {}
         notes: dict[str, None] = {}
         while True:
@@ -153,9 +156,9 @@ def _parsed_reference(reference: str) -> Parsed:
         answer = boxed.answer
     answer = only_formula(answer)
     shown = f"the reference {answer.strip()[:60]!r}"
-    too_large = excess(answer)
+    too_large = excess_of_text(answer)
     if too_large:
-        raise InvalidReference(f"{shown}... is too large to be compared: {too_large}. Drop the task.")
+        raise InvalidReference(f"{shown} is too large to be compared: {too_large}. Drop the task.")
     text = normalized(answer)
     if not any(character.isalnum() for character in text) and text not in (r"\{\}", "\\{ \\}"):
         raise InvalidReference(f"{shown} states no answer. Give an expression, a text with \\boxed{{…}}, or '#### 72'.")

@@ -113,37 +113,36 @@ def literal_key(text: str) -> str:
     return _UNSPACED.sub("", _SPACED_COMMA.sub(";", spaced))
 
 
-def excess(text: str) -> str | None:
-    """Why an answer is too large to be compared, or None. Says what may reach a parser."""
+def excess_of_text(text: str) -> str | None:
+    """Why a text is too large to be taken apart, or None."""
     if len(text) > MAX_CHARS:
         return f"longer than {MAX_CHARS} characters"
     if max((len(run) for run in re.findall(r"\d+", text)), default=0) > MAX_DIGITS:
         return f"a number of more than {MAX_DIGITS} digits"
-    if re.search(rf"(?:\^|\*\*)\s*\{{?\s*[-+]?\s*\d{{{MAX_EXPONENT_DIGITS + 1},}}", text):
-        return f"an exponent of more than {MAX_EXPONENT_DIGITS} digits"
-    if text.count("!!") > 1 or re.search(r"\d{4,}\s*\}?\)?\s*!", text):
-        return "a factorial beyond 999!"
-    if text.count(",") + text.count(";") + text.count("&") + text.count(r"\\") >= MAX_ELEMENTS:
+    if text.count(",") + text.count(";") + text.count("&") + text.count("\\\\") >= MAX_ELEMENTS:
         return f"more than {MAX_ELEMENTS} elements"
-    depth = tower = deepest = tallest = 0
-    exponents: list[bool] = []
-    for match in re.finditer(r"\^\s*[({]?|[({\[]|[)}\]]", text):
-        token = match[0]
-        is_exponent = token.startswith("^")
-        if token[-1] in "({[":
-            exponents.append(is_exponent)
-            depth, tower = depth + 1, tower + is_exponent
-        elif token[-1] in ")}]" and exponents:
-            depth, tower = depth - 1, tower - exponents.pop()
-        elif is_exponent:
-            tallest = max(tallest, tower + 1)
-        deepest, tallest = max(deepest, depth), max(tallest, tower)
-    # `2^2^2^2` without braces nests as well, one level for each sign.
-    unbraced = max((chain.count("^") for chain in re.findall(r"(?:\^\s*[\w.]+\s*)+", text)), default=0)
-    if deepest > MAX_DEPTH:
-        return f"nested deeper than {MAX_DEPTH}"
-    if max(tallest, unbraced) > MAX_TOWER:
-        return f"a tower of more than {MAX_TOWER} exponents"
+    depth = 0
+    for match in re.finditer(r"[({\[]|[)}\]]", text):
+        depth += 1 if match[0] in "({[" else -1
+        if depth > MAX_DEPTH:
+            return f"nested deeper than {MAX_DEPTH}"
+    return None
+
+
+def excess_of_value(text: str) -> str | None:
+    """Why what a normalized text writes is too large to be computed, or None. It may still equal a reference word for word."""
+    if re.search(rf"\^\{{?\s*[-+]?\s*\d{{{MAX_EXPONENT_DIGITS + 1},}}", text):
+        return f"an exponent of more than {MAX_EXPONENT_DIGITS} digits"
+    if "!!" in text or re.search(r"\d{4,}\s*[)}]?\s*!", text):
+        return "a factorial beyond 999!"
+    open_exponents: list[bool] = []
+    for match in re.finditer(r"\^\s*\{|[{]|[}]", text):
+        if match[0] != "}":
+            open_exponents.append(match[0] != "{")
+        elif open_exponents:
+            open_exponents.pop()
+        if sum(open_exponents) > MAX_TOWER:
+            return f"a tower of more than {MAX_TOWER} exponents"
     return None
 
 

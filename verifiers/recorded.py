@@ -1,7 +1,7 @@
 """Judge completions that were recorded in a file, without a model: the engine of `grpo verify`.
 
-Streams: any number of lines, of which only a window is in memory, and writes them in the order they came. A line that cannot be judged
-becomes a line out with its cause.
+Streams: any number of lines, of which only a window is in memory, and writes them in the order they came. A line that cannot be
+judged becomes a line out with its cause.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LINES_PER_WORKER = 32
 class Case(BaseModel):
     """One line in. `prompt` may be missing: most verifiers do not read it. Other fields are left alone."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, title="a line")
 
     id: str | int
     prompt: str | list[dict[str, str]] = ""
@@ -76,8 +76,8 @@ def verify_file(
 ) -> Summary:
     """Judge every line of a JSONL file and write a line for each, in order.
 
-    `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep. Raises UserError
-    when a file cannot be opened; no content of a line raises.
+    `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep. Raises
+    UserError when a file cannot be opened; no content of a line raises.
     """
     if not cases.is_file():
         raise UserError(f"there is no file {cases}. Give a JSONL file with id, reference, rewards and completion on each line.")
