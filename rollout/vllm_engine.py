@@ -114,8 +114,10 @@ class VllmEngine:
 
     async def close(self) -> None:
         """See Engine."""
-        self._is_closed = True
-        await asyncio.to_thread(self._llm.shutdown)
+        if not self._is_closed:
+            self._is_closed = True
+            await asyncio.to_thread(self._llm.shutdown)
+            self._llm = None
 
     def _check(self, snapshot: Snapshot) -> None:
         verify(snapshot)
