@@ -118,6 +118,8 @@ def test_long_values_are_cut():
     assert len(explain(caught.value, Config)) < 150
 
 
-@pytest.mark.parametrize(("word", "hint"), [("clip_hihg", "Did you mean clip_high?"), ("CLIP_HIGH", "Did you mean clip_high?"), ("q", "")])
+@pytest.mark.parametrize(
+    ("word", "hint"), [("clip_hihg", "Did you mean clip_high?"), ("CLIP_HIGH", "Did you mean clip_high?"), ("q", "")]
+)
 def test_a_hint_is_given_only_when_a_name_is_near(word: str, hint: str):
     assert did_you_mean(word, ["clip_high", "clip_low"]) == hint

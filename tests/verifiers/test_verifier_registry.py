@@ -24,7 +24,9 @@ def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_rule(path: Path, name: str, function: str = "short_enough") -> Path:
-    path.write_text(f'{RULE}@rule("{name}")\ndef {function}(task, text, *, limit: int = 5):\n    "Short."\n    return correct(str(limit))\n')
+    path.write_text(
+        f'{RULE}@rule("{name}")\ndef {function}(task, text, *, limit: int = 5):\n    "Short."\n    return correct(str(limit))\n'
+    )
     return path
 
 
