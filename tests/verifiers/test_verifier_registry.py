@@ -46,7 +46,7 @@ async def test_the_number_of_tokens_is_passed_and_is_no_option():
 
     built = find("counting").build({})
     assert (await built.score(TASK, "", num_tokens=7)).reason == "7"
-    with pytest.raises(VerifierError, match="counting has no options|It has no options"):
+    with pytest.raises(VerifierError, match="It has no options"):
         find("counting").build({"num_tokens": 7})
 
 
