@@ -48,8 +48,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train = commands.add_parser(
         "train",
         help="train, or resume, the run of a config",
-        description="Train the run of a config file. In a folder that holds checkpoints it resumes from the newest whole one and says so; "
-        "the stages a config starts from are trained first when they have not been. Ctrl-C ends after the step under way with a "
+        description="Train the run of a config file. In a folder that holds checkpoints it resumes from the newest whole one and says "
+        "so; the stages a config starts from are trained first when they have not been. Ctrl-C ends after the step under way with a "
         "checkpoint; a second Ctrl-C ends at once.",
     )
     _add_config(train)
@@ -70,8 +70,8 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check = commands.add_parser(
         "check",
         help="print the resolved config, the batch arithmetic, and what the tasks' own references score",
-        description="Check a config without training: every value it resolves to, how prompts become optimizer steps, and each task's "
-        "reference judged by its own verifiers.",
+        description="Check a config without training: every value it resolves to, how prompts become optimizer steps, and each "
+        "task's reference judged by its own verifiers.",
     )
     _add_config(check)
     check.set_defaults(command=_check)
@@ -81,9 +81,9 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verify = commands.add_parser(
         "verify",
         help="judge recorded completions",
-        description='Judge recorded completions. A line in: {"id": ..., "prompt": ..., "reference": ..., "rewards": "math", "completion": '
-        '"..."}. A line out: {"id": ..., "reward": 0.0 to 1.0 or null, "cause": ..., "scores": [...]}. Lines that cannot be judged become '
-        "lines out with their cause.",
+        description='Judge recorded completions, without a model. A line in: {"id": ..., "prompt": ..., "reference": ..., "rewards": "math", '
+        '"completion": ...}. A line out: {"id": ..., "reward": 0 to 1 or null, "cause": ..., "scores": [...]}. A line that cannot be '
+        "judged becomes a line out with its cause.",
     )
     verify.add_argument("cases", type=Path, metavar="CASES.jsonl", help="recorded completions, one JSON object a line")
     verify.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="where the verdicts go")
@@ -145,7 +145,6 @@ def _check(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from verifiers.recorded import verify_file
-
     from verifiers.reward import built_in_mixes
 
     mixes, plugins = built_in_mixes(), tuple(args.plugin)

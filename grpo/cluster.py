@@ -1,4 +1,4 @@
-"""Ray, and nothing else of ours imports it: plain classes become actors, and proxies are awaited as the classes themselves would be."""
+"""The only place that imports Ray: plain classes become actors, and proxies are awaited as the classes themselves would be."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ class Cluster:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ClusterUnavailable(
-                f"ray_address = {address!r}: no Ray cluster could be started or joined: {error}. Use local to start one for this run."
+                f"ray_address = {address!r}: no Ray cluster could be started or joined: {error}. "
+                "Use local to start one for this run."
             ) from error
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class ProgressTracker:
-    """Shows the run's progress. In a terminal one panel that stays in place; elsewhere a line at most every `line_every_s` seconds."""
+    """Shows a run's progress: in a terminal one panel that stays in place, elsewhere a line at most every `line_every_s` seconds."""
 
     def __init__(self, console: Console, *, title: str, total_steps: int, from_step: int, line_every_s: float = 5.0) -> None:
         self._console = console
@@ -66,7 +67,7 @@ class ProgressTracker:
 
 
 def step_line(step: int, metrics: dict[str, float]) -> str:
-    """One step in one line, e.g. `step 120  reward 0.41 (math 0.39, format 0.97)  flat 12%  ...  1.2 s (rollout 0.6, update 0.5)`."""
+    """One step in one line, such as `step 120  reward 0.41 (math 0.39, format 0.97)  flat 12%  1.2 s (rollout 0.6, update 0.5)`."""
     parts = [f"step {step}"]
     verifiers = {name.removeprefix("reward/"): value for name, value in metrics.items() if name.startswith("reward/")}
     components = ", ".join(f"{name} {value:.2f}" for name, value in verifiers.items() if name not in ("mean", "std"))
@@ -84,7 +85,7 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     if metrics.get("collector/lag_mean"):
         parts.append(f"lag {metrics['collector/lag_mean']:.1f}")
     timing = ", ".join(
-        f"{part} {metrics[f'time/{part}_s']:.1f}" for part in ("rollout", "update", "sync") if f"time/{part}_s" in metrics
+        f"{part} {metrics[f'time/{part}_s']:.1f}" for part in ("rollout", "update", "load") if f"time/{part}_s" in metrics
     )
     parts.append(f"{metrics.get('time/step_s', 0):.1f} s ({timing})")
     return "  ".join(parts)
@@ -92,7 +93,7 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
 
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:
     return (
-        f"step {step}  held-out accuracy (T=1) {metrics['eval/sampled_accuracy']:.2f}  greedy {metrics['eval/greedy_accuracy']:.2f}  "
+        f"step {step}  held-out accuracy {metrics['eval/sampled_accuracy']:.2f}  greedy {metrics['eval/greedy_accuracy']:.2f}  "
         f"length {metrics['eval/length_mean']:.0f}  {metrics['time/evaluate_s']:.1f} s"
     )
 
@@ -118,7 +119,7 @@ def curve(values: Sequence[float], *, title: str, first_step: int, width: int = 
     """A chart of values over steps in plain characters; each column is the mean of its share of the steps."""
     columns = min(width, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     levels = [round((mean - low) / span * (height * 8 - 1)) + 1 for mean in means]

@@ -10,7 +10,7 @@ from rollout.tasks import reasoning_gym_rows
 
 
 def worked_sums(count: int, **options: Any) -> Iterator[dict[str, Any]]:
-    """The first `count` rows of reasoning_gym's basic_arithmetic with these options, each with a `demonstration` ending in the sum."""
+    """The first `count` rows of reasoning_gym's basic_arithmetic with these options, each with a worked `demonstration`."""
     for _, row in islice(reasoning_gym_rows("basic_arithmetic", options), count):
         yield dict(row) | {"demonstration": worked_sum(row["metadata"]["expression"])}
 

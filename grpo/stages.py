@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -47,8 +49,7 @@ class Stage:
 def plan(path: Path, overrides: Sequence[str], run_dir: Path | None, *, seen: tuple[Path, ...] = ()) -> list[Stage]:
     """The stages of a config file in the order they run: those it starts from first.
 
-    A stage's run lives in runs/NAME, NAME being its file's; `run_dir` names another place for the last stage, and earlier stages lie
-    beside it.
+    A stage's run lives in runs/NAME, where NAME is its file's; `run_dir` is another place for the last one. Earlier stages lie beside it.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path}: model.start_from leads back to this file. The first stage starts from a model.path alone.")
@@ -65,25 +66,29 @@ def plan(path: Path, overrides: Sequence[str], run_dir: Path | None, *, seen: tu
 
 def run_stages(stages: Sequence[Stage], *, fresh: bool, overwrite: bool, allow_changes: bool, console: Console) -> None:
     """Train each stage that is not done yet, and print what came of the last one. `fresh` concerns the last stage only."""
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     for stage in stages:
         is_last = stage is stages[-1]
         stage.folder.acquire()
         try:
             prepare_folder(stage, fresh=fresh and is_last, overwrite=overwrite, allow_changes=allow_changes, console=console)
-            state = Checkpoints(stage.folder.checkpoints, keep=1).latest()
-            was_done = state is not None and is_complete(stage.config, state) and stage.folder.model.is_dir()
-            if state is None or not was_done:
+            state = finished_state(stage)
+            if state is None:
                 state = asyncio.run(run_stage(stage, console))
+            else:
+                say(f"{stage.title}: done already, step {state.step} of {stage.config.steps}; --fresh --overwrite starts over")
             if is_last:
-                print_curve(stage, console)
-            done = (
-                ""
-                if not was_done
-                else f"{stage.title} is done already: step {state.step} of {stage.config.steps}. Start over with --fresh --overwrite.\n"
-            )
-            console.print(done + summary_line(stage, state), highlight=False, soft_wrap=True)
+                say(reward_curve(stage))
+            say(summary_line(stage, state))
         finally:
             stage.folder.release()
+
+
+def finished_state(stage: Stage) -> RunState | None:
+    """The state of a run that has nothing left to do, None when there is something."""
+    state = Checkpoints(stage.folder.checkpoints, keep=1).latest()
+    is_done = state is not None and is_complete(stage.config, state) and stage.folder.model.is_dir()
+    return state if is_done else None
 
 
 def prepare_folder(stage: Stage, *, fresh: bool, overwrite: bool, allow_changes: bool, console: Console) -> None:
@@ -92,8 +97,8 @@ def prepare_folder(stage: Stage, *, fresh: bool, overwrite: bool, allow_changes:
     if fresh and folder.holds_a_run:
         if not overwrite:
             raise UserError(
-                f"{folder.path} holds a run already. Add --overwrite to delete it and start over, leave --fresh out to resume it, or use "
-                "another --run-dir."
+                f"{folder.path} holds a run already. Add --overwrite to delete it and start over, leave --fresh out to resume it, or "
+                "use another --run-dir."
             )
         folder.clear()
     for change in folder.check_config(stage.config, allow_changes=allow_changes):
@@ -107,8 +112,8 @@ async def run_stage(stage: Stage, console: Console) -> RunState:
     started = time.perf_counter()
     task_set = load_tasks(stage.config.tasks, base=Path())
     console.print(
-        f"{stage.title}: {len(task_set.train)} training tasks, {len(task_set.held_out)} held out; starting Ray and the workers, logs in "
-        f"{stage.folder.logs}",
+        f"{stage.title}: {len(task_set.train)} training tasks, {len(task_set.held_out)} held out; starting Ray and the workers, "
+        f"logs in {stage.folder.logs}",
         highlight=False,
         soft_wrap=True,
     )
@@ -128,8 +133,6 @@ async def run_stage(stage: Stage, console: Console) -> RunState:
 
 async def export_model(run: Run) -> None:
     """The final model in Hugging Face form; the folder appears when it is whole."""
-    import shutil
-
     place = run.folder.model
     beside = place.with_name(".model.partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -170,19 +173,18 @@ def stop_on_signals(console: Console) -> Iterator[_Stopper]:
             loop.remove_signal_handler(number)
 
 
-def print_curve(stage: Stage, console: Console) -> None:
+def reward_curve(stage: Stage) -> str:
     """The reward over the steps; the loss where no rewards vary."""
     name, title = ("reward/mean", "mean reward") if stage.config.is_live else ("loss/value", "loss")
     lines = [line for line in read_metrics(stage.folder.metrics) if name in line]
-    if len(lines) > 1:
-        values = [line[name] for line in lines]
-        console.print(curve(values, title=title, first_step=lines[0]["step"]), highlight=False, soft_wrap=True)
+    return curve([line[name] for line in lines], title=title, first_step=lines[0]["step"]) if lines else ""
 
 
 def summary_line(stage: Stage, state: RunState) -> str:
     """`held-out accuracy (T=1): 0.51 -> 0.86 | greedy 0.55 -> 0.90 | 240 s | runs/quickstart`"""
     first, last = state.evaluations[0], state.evaluations[-1]
+    temperature = f"{stage.config.sampling.temperature:g}"
     return (
-        f"held-out accuracy (T={stage.config.sampling.temperature:g}): {first.sampled_accuracy:.2f} -> {last.sampled_accuracy:.2f} | "
-        f"greedy {first.greedy_accuracy:.2f} -> {last.greedy_accuracy:.2f} | {state.elapsed_s:.0f} s | {stage.folder.path}"
+        f"held-out accuracy (T={temperature}): {first.sampled_accuracy:.2f} -> {last.sampled_accuracy:.2f} | greedy "
+        f"{first.greedy_accuracy:.2f} -> {last.greedy_accuracy:.2f} | {state.elapsed_s:.0f} s | {stage.folder.path}"
     )

@@ -7,18 +7,18 @@ from pathlib import Path
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
+VOCABULARY = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *CHARACTERS])}
 
 
 def make_tiny_model(folder: Path, *, seed: int, hidden_size: int = 128, num_layers: int = 3, max_length: int = 512) -> Path:
-    """Write a randomly initialized Qwen2 model with a character tokenizer, in Hugging Face form. The same seed makes the same weights."""
+    """Write a randomly initialized Qwen2 with a character tokenizer in Hugging Face form. The same seed makes the same weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = make_tokenizer(max_length)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=-(-len(tokenizer) // 8) * 8,
+            vocab_size=-(-len(VOCABULARY) // 8) * 8,
             hidden_size=hidden_size,
             intermediate_size=hidden_size * 8 // 3 // 8 * 8,
             num_hidden_layers=num_layers,
@@ -26,13 +26,13 @@ def make_tiny_model(folder: Path, *, seed: int, hidden_size: int = 128, num_laye
             num_key_value_heads=2,
             max_position_embeddings=max_length,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=VOCABULARY[PAD],
+            bos_token_id=VOCABULARY[BOS],
+            eos_token_id=VOCABULARY[EOS],
         )
     )
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_tokenizer(max_length).save_pretrained(folder)
     return folder
 
 
@@ -41,8 +41,7 @@ def make_tokenizer(max_length: int):
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
