@@ -152,14 +152,15 @@ class _Worker:
             if asked.answer.cancelled() or not asked.answer.set_running_or_notify_cancel():
                 continue
             asked.kill = self._kill
+            answer, fault = None, None
             try:
                 answer = self._answer(asked)
             except Exception as error:
-                _settle(asked, error=error)
-            else:
-                _settle(asked, answer=answer)
-            finally:
-                asked.kill = None
+                fault = error
+            asked.kill = None
+            # Idle before the asker can know, so that a question asked at once starts no further process.
+            self.is_idle = True
+            _settle(asked, answer, fault)
         self._reap()
 
     def _next(self) -> _Question | None:
@@ -272,7 +273,7 @@ def _read(process: subprocess.Popen[bytes], size: int, ends: float, deadline_s: 
     return bytes(data)
 
 
-def _settle(asked: _Question, *, answer: Any = None, error: Exception | None = None) -> None:
+def _settle(asked: _Question, answer: Any, error: Exception | None) -> None:
     if asked.answer.cancelled():
         return
     if error is not None:

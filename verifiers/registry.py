@@ -126,7 +126,7 @@ def rule(name: str) -> Callable[[Made], Made]:
         if len(positional) != 2:
             signature = inspect.signature(function)
             raise VerifierError(f"{_origin(function)}: a rule takes (task, text) and keyword-only options, not {signature}.")
-        _register(name, function, function, PROVIDED.rule)
+        _register(name, function, PROVIDED.rule)
         return function
 
     return register
@@ -141,7 +141,7 @@ def verifier(name: str) -> Callable[[MadeClass], MadeClass]:
             raise VerifierError(
                 f"{_origin(cls)}: a verifier is a class with prepare, score and close; it lacks {', '.join(missing)}."
             )
-        _register(name, cls, cls.__init__, PROVIDED.verifier)
+        _register(name, cls, PROVIDED.verifier)
         return cls
 
     return register
@@ -222,7 +222,7 @@ def _discover() -> None:
         raise
 
 
-def _register(name: str, target: Callable[..., Any], takes_options: Callable[..., Any], provided: tuple[str, ...]) -> None:
+def _register(name: str, target: Callable[..., Any], provided: tuple[str, ...]) -> None:
     origin = _origin(target)
     known = _entries.get(name)
     if known is not None and known.origin != origin:
@@ -230,24 +230,25 @@ def _register(name: str, target: Callable[..., Any], takes_options: Callable[...
     if known is None and BUILT_IN[0] not in sys.modules:
         # A plugin imported before the first look-up must not take a built-in's name unnoticed.
         _discover()
-    parameters = inspect.signature(takes_options).parameters
+    parameters = inspect.signature(target).parameters
     _entries[name] = Entry(
         name=name,
         origin=origin,
         summary=(inspect.getdoc(target) or "").partition("\n")[0],
         target=target,
-        options=_options_model(name, takes_options, provided),
+        options=_options_model(name, target, provided),
         provided=tuple(p for p in provided if p in parameters),
     )
 
 
-def _options_model(name: str, function: Callable[..., Any], provided: tuple[str, ...]) -> type[BaseModel]:
+def _options_model(name: str, target: Callable[..., Any], provided: tuple[str, ...]) -> type[BaseModel]:
     """A pydantic model of the keyword-only parameters, without those that the service provides."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    function = target.__init__ if isinstance(target, type) else target
+    hints = typing.get_type_hints(function, include_extras=True) if inspect.isfunction(function) else {}
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            raise VerifierError(f"{_origin(function)}: **{parameter.name} cannot be checked. Name the options one by one.")
+            raise VerifierError(f"{_origin(target)}: **{parameter.name} cannot be checked. Name the options one by one.")
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in provided:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
@@ -255,5 +256,9 @@ def _options_model(name: str, function: Callable[..., Any], provided: tuple[str,
 
 
 def _origin(target: Any) -> str:
-    code = inspect.getsourcefile(target) or target.__module__
-    return f"{code}:{target.__qualname__}"
+    """Where a function or class was defined. What was typed at a prompt has a module and no file."""
+    try:
+        place = inspect.getsourcefile(target) or target.__module__
+    except (TypeError, OSError):
+        place = target.__module__
+    return f"{place}:{target.__qualname__}"

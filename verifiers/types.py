@@ -47,7 +47,7 @@ class Score:
 
     `value` is in [0, 1]: 1 when correct, anything when partial, 0 for every other fault of the model, None when the outcome is
     infra. `reason` is for the person who reads rollouts. `extracted` is the part of the text that was judged, None when there was
-    none. `verifier` and `seconds` are filled in by the service.
+    none. `verifier` (the component's name in the mix) and `seconds` are filled in by the service.
     """
 
     outcome: Outcome

@@ -130,7 +130,8 @@ async def test_a_worker_that_has_grown_is_replaced_between_questions(pool: Worke
 async def test_cancelling_kills_the_worker_that_is_at_it(pool: WorkerPool):
     pid = (await pool.ask(["echo", 0]))[2]
     asked = asyncio.create_task(pool.ask(["sleep", 30]))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.2)
+    assert pool.pids() == [pid]
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
