@@ -48,8 +48,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train = commands.add_parser(
         "train",
         help="train, or resume, the run of a config",
-        description="Train the run of a config file. In a folder that holds checkpoints it resumes from the newest whole one and says "
-        "so; the stages a config starts from are trained first when they have not been. Ctrl-C ends after the step under way with a "
+        description="Train the run of a config file. A folder that holds checkpoints is resumed from the newest whole one. The "
+        "stages a config starts from are trained first when they have not been. Ctrl-C ends after the step under way, with a "
         "checkpoint; a second Ctrl-C ends at once.",
     )
     _add_config(train)
@@ -81,9 +81,9 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verify = commands.add_parser(
         "verify",
         help="judge recorded completions",
-        description='Judge recorded completions, without a model. A line in: {"id": ..., "prompt": ..., "reference": ..., "rewards": "math", '
-        '"completion": ...}. A line out: {"id": ..., "reward": 0 to 1 or null, "cause": ..., "scores": [...]}. A line that cannot be '
-        "judged becomes a line out with its cause.",
+        description="Judge recorded completions, without a model. Every line in gives a line out, also one that cannot be judged.",
+        epilog='in:  {"id": ..., "prompt": ..., "reference": ..., "rewards": "math", "completion": ...}  '
+        'out: {"id": ..., "reward": 0 to 1 or null, "cause": ..., "scores": [...]}',
     )
     verify.add_argument("cases", type=Path, metavar="CASES.jsonl", help="recorded completions, one JSON object a line")
     verify.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="where the verdicts go")

@@ -15,7 +15,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class ProgressTracker:
-    """Shows a run's progress: in a terminal one panel that stays in place, elsewhere a line at most every `line_every_s` seconds."""
+    """Shows a run's progress: one panel in a terminal, elsewhere a line at most every `line_every_s` seconds."""
 
     def __init__(self, console: Console, *, title: str, total_steps: int, from_step: int, line_every_s: float = 5.0) -> None:
         self._console = console

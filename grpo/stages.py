@@ -49,7 +49,7 @@ class Stage:
 def plan(path: Path, overrides: Sequence[str], run_dir: Path | None, *, seen: tuple[Path, ...] = ()) -> list[Stage]:
     """The stages of a config file in the order they run: those it starts from first.
 
-    A stage's run lives in runs/NAME, where NAME is its file's; `run_dir` is another place for the last one. Earlier stages lie beside it.
+    A stage's run lives in runs/NAME, where NAME is its file's. `run_dir` is another place for the last one; the others lie beside it.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path}: model.start_from leads back to this file. The first stage starts from a model.path alone.")
@@ -97,8 +97,8 @@ def prepare_folder(stage: Stage, *, fresh: bool, overwrite: bool, allow_changes:
     if fresh and folder.holds_a_run:
         if not overwrite:
             raise UserError(
-                f"{folder.path} holds a run already. Add --overwrite to delete it and start over, leave --fresh out to resume it, or "
-                "use another --run-dir."
+                f"{folder.path} holds a run already. Add --overwrite to delete it and start over, leave --fresh out "
+                "to resume it, or use another --run-dir."
             )
         folder.clear()
     for change in folder.check_config(stage.config, allow_changes=allow_changes):
