@@ -33,7 +33,7 @@ def engine_environment(kind: str, device: str, *, num_threads: int = 1) -> dict[
     `num_threads` is for a CPU. More than one rarely pays there for small models, and unbound threads of several processes on the
     same cores slow each other down tenfold.
     """
-    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if device == "cpu":
         environment["OMP_NUM_THREADS"] = str(num_threads)
     if kind == "vllm":
