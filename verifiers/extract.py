@@ -16,10 +16,13 @@ _CONNECTIVE = re.compile(
 )
 _MAX_CONNECTIVE = 60
 _MAX_BARE = 200
+# A formula that never closes is searched for to the end, once for each that opens: quadratic, so what is searched has a bound.
+_MAX_SEARCHED = 10_000
 _PERCENT = re.compile(r"\s*\$?\s*(?:\\?%|percent|pct)")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(r"[-\u2212+]?\\?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?(?:\s*\\?%)?")
 _ANSWER_IS = re.compile(r"(?i)\banswer(?:\s+is)?\s*:?\s*")
+_IS = re.compile(r"\s+(?:is|are|equals)\b")
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z']{2,}[,.;:]?\s+[A-Za-z']{2,}(?![A-Za-z])")
 
 
@@ -82,7 +85,7 @@ def last_answer(region: str) -> Extraction | None:
 
     What follows the last "answer is" or "answer:" goes before what stands elsewhere.
     """
-    text = region.partition("<|")[0].strip()
+    text = region.partition("<|")[0].strip()[-_MAX_SEARCHED:]
     if len(text) <= _MAX_BARE and not _FORMULA.search(text) and not _PROSE.search(text):
         return Extraction(text) if text else None
     after = [match.end() for match in _ANSWER_IS.finditer(text)]
@@ -90,7 +93,10 @@ def last_answer(region: str) -> Extraction | None:
 
 
 def only_formula(answer: str) -> str:
-    """The formula, when an answer is words around exactly one formula and no other number: `the answer is $5$` is 5."""
+    """The formula, when an answer is words around exactly one formula and no other number: `the answer is $5$` is 5.
+
+    The caller has bounded the answer's length.
+    """
     formulas = list(_FORMULA.finditer(answer))
     if len(formulas) != 1:
         return answer
@@ -101,12 +107,15 @@ def only_formula(answer: str) -> str:
 
 
 def _first_stated(text: str) -> Extraction | None:
-    """The first formula or number of what follows "answer is", whichever comes first."""
-    formula = _FORMULA.search(text)
-    number = next((match for match in _NUMBER.finditer(text) if _has_digit(match[0])), None)
-    if formula is not None and (number is None or formula.start() <= number.start()):
-        return Extraction(_formula(text, formula))
-    return Extraction(number[0]) if number is not None else None
+    """The first formula or number of what follows "answer is". One that is something, "the largest $n$ is 34", is skipped."""
+    formulas = list(_FORMULA.finditer(text))
+    spans = [match.span() for match in formulas]
+    numbers = [match for match in _NUMBER.finditer(text) if _has_digit(match[0])]
+    outside = [match for match in numbers if not any(begins <= match.start() < ends for begins, ends in spans)]
+    for match in sorted((*formulas, *outside), key=lambda found: found.start()):
+        if not _IS.match(text, match.end()):
+            return Extraction(_formula(text, match) if match.re is _FORMULA else match[0])
+    return None
 
 
 def _last_stated(text: str) -> Extraction | None:

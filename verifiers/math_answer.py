@@ -107,10 +107,10 @@ class MathAnswer:
 
     async def _judged(self, reference: Parsed, answer: str) -> Judged:
         """Compare, ask what is open, compare again with the replies."""
-        answer = only_formula(answer)
         too_large = excess_of_text(answer)
         if too_large:
             return Judged(None, f"the answer is too large to compare: {too_large}")
+        answer = only_formula(answer)
         given = Parsed(normalized(answer), parsed(answer))
         if literal_key(reference.text) == literal_key(given.text):
             return Judged(True, "the same text")
@@ -154,11 +154,11 @@ def _parsed_reference(reference: str) -> Parsed:
         answer = reference.rpartition("####")[2]
     elif boxed := boxed_answer(reference):
         answer = boxed.answer
-    answer = only_formula(answer)
     shown = f"the reference {answer.strip()[:60]!r}"
     too_large = excess_of_text(answer)
     if too_large:
         raise InvalidReference(f"{shown} is too large to be compared: {too_large}. Drop the task.")
+    answer = only_formula(answer)
     text = normalized(answer)
     if not any(character.isalnum() for character in text) and text not in (r"\{\}", "\\{ \\}"):
         raise InvalidReference(f"{shown} states no answer. Give an expression, a text with \\boxed{{…}}, or '#### 72'.")

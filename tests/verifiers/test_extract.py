@@ -66,6 +66,7 @@ def test_the_last_balanced_box_is_the_answer(region: str, extraction: Extraction
         ("First $3$ and then we get 4", "4"),
         ("The final answer is $7$. I checked 3 times.", "7"),
         ("Final Answer: The largest n is 34.", "34"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
     ],
 )
 def test_a_lenient_answer_is_the_last_one_stated(region: str, answer: str):

@@ -136,6 +136,10 @@ HOSTILE = {
     "combining marks": "\\boxed{4" + "\u0301" * 1500 + "2}",
     "right to left": "\\boxed{\u202e24\u202c}",
     "think tags": "<think>" * 50_000 + "\\boxed{42}",
+    "formulas that never close": "\\boxed{" + "\\(" * 300_000 + "}",
+    "formulas that never close, bare": "answer: " + "\\[" * 300_000,
+    "formulas and numbers": "the answer is " + "$n$ is 41 is " * 50_000,
+    "connectives": "\\boxed{41}" + " and" * 200_000 + "\\boxed{41}",
     "a format string": "\\boxed{{0.__class__} %s %n {}}",
 }
 
