@@ -78,6 +78,10 @@ class MathAnswer:
         """Refuses what is no answer: nothing, no text or number, unbalanced brackets, or more than is ever compared."""
         return _reference(reference)
 
+    def example(self, reference: Any) -> str:
+        """The reference's answer in a box."""
+        return f"\\boxed{{{_stated(str(reference)).strip()}}}"
+
     async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
         reference = _reference(task.reference)
         region = final_region(text)
@@ -149,11 +153,7 @@ def _reference(reference: Any) -> Parsed:
 @lru_cache(maxsize=65536)
 def _parsed_reference(reference: str) -> Parsed:
     """Parsed once for each reference. Raises InvalidReference."""
-    answer = reference
-    if "####" in reference:
-        answer = reference.rpartition("####")[2]
-    elif boxed := boxed_answer(reference):
-        answer = boxed.answer
+    answer = _stated(reference)
     shown = f"the reference {answer.strip()[:60]!r}"
     too_large = excess_of_text(answer)
     if too_large:
@@ -165,6 +165,14 @@ def _parsed_reference(reference: str) -> Parsed:
     if not is_balanced(text) and exact_number(text) is None:
         raise InvalidReference(f"{shown} has brackets that do not match. Mend them.")
     return Parsed(text, parsed(answer))
+
+
+def _stated(reference: str) -> str:
+    """The answer that a reference states: after `####`, in its box, or the whole of it."""
+    if "####" in reference:
+        return reference.rpartition("####")[2]
+    boxed = boxed_answer(reference)
+    return boxed.answer if boxed else reference
 
 
 def _as_decimal_comma(reference: Parsed, given: Parsed) -> bool:

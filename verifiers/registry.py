@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_json
@@ -49,6 +49,15 @@ class Verifier(Protocol):
 
     async def close(self) -> None:
         """Give back processes and connections."""
+
+
+@runtime_checkable
+class StatesReference(Protocol):
+    """What a verifier that judges answers may also do, so that references can be checked before training."""
+
+    def example(self, reference: Any) -> str:
+        """A completion that states the reference, and should get full marks. Called with references that `prepare` accepts."""
+        ...
 
 
 class Rule:
