@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from rollout.tasks import reasoning_gym_rows
+from rollout.rows import reasoning_gym_rows
 
 
 def worked_sums(count: int, **options: Any) -> Iterator[dict[str, Any]]:

@@ -1,26 +1,51 @@
-"""Tasks from anywhere: JSONL files, Hugging Face datasets, reasoning_gym generators, Python functions; split and streamed.
+"""From rows to tasks: fields mapped, duplicates dropped, held-out tasks kept apart, and the rest streamed in a resumable order.
 
-Reading rows, mapping their fields, the held-out split and the resumable order live here. Turning a prompt into tokens does not; that
-is prompting.py.
+Reading rows is rows.py's business, turning a prompt into tokens prompting.py's.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from string import Formatter
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from rollout.errors import TaskError
+from rollout.rows import Row, read_rows
+from verifiers.options import did_you_mean
 from verifiers.types import Message, Task
+
+
+def _without_escapes(text: str) -> str:
+    """`"\\boxed"` in a TOML file's double quotes is a backspace and `oxed`."""
+    for character, letter in (("\b", "b"), ("\f", "f")):
+        if character in text:
+            raise ValueError(
+                f"it holds the control character that \\{letter} stands for between double quotes. Use single quotes, "
+                f"or \\\\{letter} for a backslash."
+            )
+    return text
+
+
+def _template(text: str) -> str:
+    braces = "Write {{ and }} for braces that stand for themselves."
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a template: {error}. {braces}") from None
+    for name in names:
+        if not name or name[0].isdigit():
+            raise ValueError(f"{text!r} has the braces {{{name}}}, which name no field of a row. {braces}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_escapes)]
+Template = Annotated[Text, AfterValidator(_template)]
 
 
 class TasksConfig(BaseModel):
@@ -29,23 +54,28 @@ class TasksConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
+        min_length=1,
         description="FILE.jsonl, hf:owner/name?split=train&name=main, reasoning_gym:chain_sum?min_terms=2&size=1000, or "
-        "python:package.module.function?key=value (yields rows)."
+        "python:package.module.function?key=value (yields rows).",
     )
-    prompt: str = Field(
-        default="{question}", description="Template of the prompt over the row's fields; {metadata[expression]} reaches inside."
+    prompt: Template = Field(
+        default="{question}",
+        description="Template of the prompt over the row's fields; {metadata[expression]} reaches inside, and {messages} alone "
+        "takes a conversation as it is.",
     )
     reference: str = Field(default="answer", description="Field that holds the reference; dots reach inside.")
-    completion: str | None = Field(
+    completion: Template | None = Field(
         default=None,
         description="Template of a recorded completion. With it the groups are recorded demonstrations; None: they are sampled.",
     )
     rewards: str = Field(
         default="math", description="Reward mix that judges these tasks: a name under [rewards], or a built-in one."
     )
-    system: str | None = Field(default=None, description="System message put before the prompt; needs a chat template.")
+    system: Text | None = Field(
+        default=None, description="System message put before the prompt, unless it begins with its own; needs a chat template."
+    )
     chat: bool | None = Field(default=None, description="Apply the tokenizer's chat template. None: when it has one.")
-    held_out: int = Field(default=256, ge=0, description="Tasks kept out of training for evaluation; 0 keeps none.")
+    held_out: int = Field(default=256, ge=1, description="Tasks kept out of training, to evaluate on.")
     held_out_source: str | None = Field(
         default=None, description="Take the held-out tasks from this source instead of from `source`."
     )
@@ -53,10 +83,10 @@ class TasksConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
-    """Tasks for training and for evaluation; no prompt is in both.
+    """Tasks for training and for evaluation; no prompt is in both, and within each no id is there twice.
 
-    `recorded[task.id]` is the text of the task's recorded completion, empty when groups are sampled. `num_duplicates` rows were dropped
-    because their prompt had been seen.
+    `recorded[task.id]` is the text of the task's recorded completion, empty when groups are sampled. `num_duplicates` rows were
+    dropped because their prompt had been seen.
     """
 
     train: tuple[Task, ...]
@@ -68,16 +98,17 @@ class TaskSet:
 def load_tasks(config: TasksConfig, *, base: Path = Path()) -> TaskSet:
     """All tasks of a config. Relative file names are looked up from `base`.
 
-    The held-out tasks are those whose prompts hash lowest: the split depends neither on a seed nor on the order of the rows, so every
-    run on one source keeps the same tasks apart, whichever objective it trains.
-    Raises TaskError when a source cannot be read, a row lacks a field, or no training task is left.
+    The held-out tasks are those whose prompts hash lowest: the split depends neither on a seed nor on the order of the rows, so
+    every run on one source keeps the same tasks apart, whichever objective it trains.
+    Raises TaskError when a source cannot be read, a row lacks a field, or no task is left for one of the two.
     """
     rows = _distinct(_tasks(config, config.source, base))
-    if config.held_out_source is None:
-        held_out = sorted(rows.kept, key=lambda row: _prompt_hash(row.task))[: config.held_out]
-    else:
+    others = rows
+    if config.held_out_source is not None:
         others = _distinct(_tasks(config.model_copy(update={"completion": None}), config.held_out_source, base))
-        held_out = sorted(others.kept, key=lambda row: _prompt_hash(row.task))[: config.held_out]
+        if not others.kept:
+            raise TaskError(f"{config.held_out_source}: holds no task. Give tasks.held_out_source rows to evaluate on.")
+    held_out = sorted(others.kept, key=lambda row: _prompt_hash(row.task))[: config.held_out]
     kept_out = {row.task.prompt for row in held_out}
     train = [row for row in rows.kept if row.task.prompt not in kept_out]
     if not train:
@@ -89,158 +120,93 @@ def load_tasks(config: TasksConfig, *, base: Path = Path()) -> TaskSet:
     return TaskSet(tuple(row.task for row in train), tuple(row.task for row in held_out), recorded, rows.num_duplicates)
 
 
-class _Row(NamedTuple):
+class _TaskRow(NamedTuple):
+    where: str
     task: Task
     completion: str | None
 
 
 class _Distinct(NamedTuple):
-    kept: list[_Row]
+    kept: list[_TaskRow]
     num_duplicates: int
 
 
-def _distinct(rows: Iterable[_Row]) -> _Distinct:
-    kept: dict[str | tuple[Message, ...], _Row] = {}
+def _distinct(rows: Iterable[_TaskRow]) -> _Distinct:
+    """The first row of each prompt. Two prompts under one id are refused: seeds and reports go by the id."""
+    by_prompt: dict[str | tuple[Message, ...], _TaskRow] = {}
+    by_id: dict[str, _TaskRow] = {}
     total = 0
     for row in rows:
         total += 1
-        kept.setdefault(row.task.prompt, row)
-    return _Distinct(list(kept.values()), total - len(kept))
+        if by_prompt.setdefault(row.task.prompt, row) is not row:
+            continue
+        other = by_id.setdefault(row.task.id, row)
+        if other is not row:
+            raise TaskError(
+                f"{row.where}: its id {row.task.id!r} is also that of {other.where}, whose prompt is another. Give each row an id "
+                "of its own, or leave the ids out."
+            )
+    return _Distinct(list(by_prompt.values()), total - len(by_prompt))
 
 
 def _prompt_hash(task: Task) -> bytes:
     return hashlib.blake2b(repr(task.prompt).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _tasks(config: TasksConfig, source: str, base: Path) -> Iterator[_Row]:
-    for where, row in read_rows(source, base=base):
-        prompt = _prompt(config, row, where)
-        reference = _field(row, config.reference, where)
-        if reference is None or reference == "":
+def _tasks(config: TasksConfig, source: str, base: Path) -> Iterator[_TaskRow]:
+    for row in read_rows(source, base=base):
+        reference = _field(row, config.reference)
+        if reference is None or (isinstance(reference, str) and not reference.strip()):
             raise TaskError(
-                f"{where}: the reference field {config.reference!r} is empty. Every task needs a reference to be judged against."
+                f"{row.where}: the reference field {config.reference!r} is empty. Give every task a reference to be judged against."
             )
-        completion = None if config.completion is None else _fill(config.completion, row, where)
-        task_id = str(row["id"]) if row.get("id") not in (None, "") else where
-        yield _Row(Task(task_id, prompt, reference, config.rewards), completion)
+        own_id = row.fields.get("id")
+        task_id = row.where if own_id is None or own_id == "" else str(own_id)
+        completion = None if config.completion is None else _fill(config.completion, row)
+        yield _TaskRow(row.where, Task(task_id, _prompt(config.prompt, row), reference, config.rewards), completion)
 
 
-def _prompt(config: TasksConfig, row: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
-    """The template filled in; the template `{messages}` alone takes a conversation as it is."""
-    if config.prompt == "{messages}" and isinstance(row.get("messages"), list):
-        return tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
-    return _fill(config.prompt, row, where)
+def _prompt(template: str, row: Row) -> str | tuple[Message, ...]:
+    """The template filled in; `{messages}` alone takes a conversation as it is."""
+    turns = row.fields.get("messages")
+    if template != "{messages}" or not isinstance(turns, list):
+        return _fill(template, row)
+    for turn in turns:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
+            raise TaskError(f'{row.where}: expected messages of the form {{"role": "user", "content": "..."}}, found {turn!r:.80}.')
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
 
 
-def _fill(template: str, row: Mapping[str, Any], where: str) -> str:
+def _fill(template: str, row: Row) -> str:
     try:
-        return template.format_map(row)
-    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        missing = str(error.args[0]) if error.args else ""
-        raise TaskError(f"{where}: the template {template!r} cannot be filled: {_no_field(row, missing)}") from None
+        return template.format_map(row.fields)
+    except KeyError as error:
+        raise TaskError(f"{row.where}: the template {template!r} cannot be filled: {_no_field(row, str(error.args[0]))}") from None
+    except (IndexError, AttributeError, TypeError, ValueError) as error:
+        raise TaskError(f"{row.where}: the template {template!r} cannot be filled: {error}. It has {_names(row)}.") from None
 
 
-def _field(row: Mapping[str, Any], path: str, where: str) -> Any:
-    value: Any = row
+def _field(row: Row, path: str) -> Any:
+    value: Any = row.fields
     for name in path.split("."):
         if not isinstance(value, Mapping) or name not in value:
-            raise TaskError(f"{where}: {_no_field(value if isinstance(value, Mapping) else row, name)}")
+            raise TaskError(f"{row.where}: {_no_field(row, path)}")
         value = value[name]
     return value
 
 
-def _no_field(row: Mapping[str, Any], name: str) -> str:
-    close = difflib.get_close_matches(name, [str(key) for key in row], n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"the row has no field {name!r}; it has {', '.join(map(str, row)) or 'none'}.{hint}"
+def _no_field(row: Row, name: str) -> str:
+    inner = [key for value in row.fields.values() if isinstance(value, Mapping) for key in value]
+    hint = did_you_mean(name, map(str, [*row.fields, *inner]))
+    return f"the row has no field {name!r}; it has {_names(row)}.{' ' if hint else ''}{hint}"
 
 
-def read_rows(source: str, *, base: Path = Path()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a source, each with the words that name its place in error messages (also its id when the row has none)."""
-    scheme, colon, rest = source.partition(":")
-    if colon and scheme == "hf":
-        return _hugging_face(source, rest)
-    if colon and scheme == "reasoning_gym":
-        return reasoning_gym_rows(*_query(rest))
-    if colon and scheme == "python":
-        return _python_function(source, rest)
-    return _jsonl(base / source)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        lines = path.open("rb")
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read: {error.strerror}. Give tasks.source an existing JSONL file.") from None
-    with lines:
-        for number, line in enumerate(lines, 1):
-            if line.isspace():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise TaskError(f"{path}:{number}: this line is not JSON: {error}. Each line is one JSON object.") from None
-            if not isinstance(row, dict):
-                raise TaskError(f"{path}:{number}: expected a JSON object with named fields, found {type(row).__name__}.")
-            yield where, row
-
-
-def _query(rest: str) -> tuple[str, dict[str, Any]]:
-    """`name?key=value` apart; values are read as JSON where they are JSON, as text otherwise."""
-    name, _, query = rest.partition("?")
-    values: dict[str, Any] = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        try:
-            values[key] = json.loads(text)
-        except ValueError:
-            values[key] = text
-    return name, values
-
-
-def _hugging_face(source: str, rest: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets
-
-    name, options = _query(rest)
-    options.setdefault("split", "train")
-    try:
-        rows = datasets.load_dataset(name, **options)
-    except Exception as error:  # the library raises whatever its network, cache and parsers raise
-        raise TaskError(
-            f"{source}: the dataset cannot be loaded ({type(error).__name__}: {error}). Check its name, that ?split= and ?name= "
-            "exist, and that the hub can be reached or the dataset is in the local cache."
-        ) from error
-    for index, row in enumerate(rows):
-        yield f"{name}/{options['split']}:{index}", dict(row)
-
-
-def reasoning_gym_rows(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of one of reasoning_gym's generated datasets. The same options give the same rows; `seed` is 0 unless given."""
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
-
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, list(DATASETS), n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise TaskError(f"reasoning_gym has no dataset {name!r}.{hint}")
-    options = {"seed": 0} | dict(options)
-    try:
-        dataset = reasoning_gym.create_dataset(name, **options)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise TaskError(f"reasoning_gym:{name} does not take these options: {error}.") from None
-    for index in range(len(dataset)):
-        yield f"{name}:{options['seed']}:{index}", dataset[index]
-
-
-def _python_function(source: str, rest: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    path, options = _query(rest)
-    module, _, function = path.rpartition(".")
-    try:
-        make_rows = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TaskError(f"{source}: cannot be imported: {error}. Expected python:package.module.function.") from None
-    for index, row in enumerate(make_rows(**options)):
-        yield f"{function}:{index}", row
+def _names(row: Row) -> str:
+    """The row's fields, and those inside them, for a person who mistyped one."""
+    names = []
+    for name, value in row.fields.items():
+        names.append(f"{name} ({', '.join(map(str, value))})" if isinstance(value, Mapping) and value else str(name))
+    return ", ".join(names) or "none"
 
 
 class Cursor(NamedTuple):
@@ -258,6 +224,7 @@ class TaskStream:
     """
 
     def __init__(self, tasks: Sequence[Task], *, seed: int) -> None:
+        assert tasks, "load_tasks leaves at least one task for training"
         self._tasks = tasks
         self._seed = seed
         self._epoch_order: tuple[int, list[int]] = (-1, [])
