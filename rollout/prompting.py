@@ -6,12 +6,11 @@ Tokenizers come from transformers, which is imported inside the function that lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rollout.errors import ModelError
 from rollout.types import Completion
-from verifiers.types import Task
+from verifiers.types import Message, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,16 +22,22 @@ def load_tokenizer(model_path: str) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and others for one cause: it is not there
-        raise ModelError(
-            f"{model_path}: no tokenizer can be loaded ({type(error).__name__}: {_first_line(error)}). Expected a model folder "
-            "with tokenizer.json or tokenizer_config.json, or a name on the Hugging Face hub that can be reached."
-        ) from None
+    # transformers raises OSError, ValueError, KeyError, ImportError and others for one cause: it is not there
+    except Exception as error:
+        raise ModelError(_no_tokenizer(model_path, f"{type(error).__name__}: {_first_line(error)}")) from None
+    # Where the files are missing, transformers may make the tokenizer of the model's family, without any words.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(_no_tokenizer(model_path, "there is no vocabulary"))
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{model_path}: the tokenizer names no end-of-sequence token. Set eos_token in its tokenizer_config.json.")
     return tokenizer
+
+
+def _no_tokenizer(model_path: str, cause: str) -> str:
+    return (
+        f"{model_path}: no tokenizer can be loaded ({cause}). Expected a model folder with tokenizer.json or the vocabulary files "
+        "of its family, or a name on the Hugging Face hub that can be reached."
+    )
 
 
 def stop_token_ids(model_path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -51,8 +56,9 @@ def stop_token_ids(model_path: str, tokenizer: PreTrainedTokenizerBase) -> tuple
 class Prompting:
     """Renders tasks for one tokenizer.
 
-    `chat` applies the tokenizer's chat template; None means when it has one. `system` needs it. The prompt of a model without a template
-    is its text, tokenized with the special tokens the tokenizer puts before a text.
+    `chat` applies the tokenizer's chat template; None means when it has one. `system` needs it, and stands before every prompt that
+    does not begin with a system message of its own. The prompt of a model without a template is its text, tokenized with the
+    special tokens the tokenizer puts before a text.
     """
 
     def __init__(
@@ -76,13 +82,25 @@ class Prompting:
             if not isinstance(task.prompt, str):
                 raise ModelError(f"task {task.id}: its prompt is a conversation, but no chat template is applied. Give it as text.")
             return tuple(self._tokenizer(task.prompt)["input_ids"])  # type: ignore[arg-type]
-        messages: list[dict[str, Any]] = [] if self._system is None else [{"role": "system", "content": self._system}]
-        if isinstance(task.prompt, str):
-            messages.append({"role": "user", "content": task.prompt})
-        else:
-            messages.extend(turn._asdict() for turn in task.prompt)
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._rendered(task)
+        # A template writes its special tokens itself: adding them here would begin the sequence twice.
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+
+    def _rendered(self, task: Task) -> str:
+        from jinja2 import TemplateError
+
+        turns = (Message("user", task.prompt),) if isinstance(task.prompt, str) else task.prompt
+        if self._system is not None and (not turns or turns[0].role != "system"):
+            turns = (Message("system", self._system), *turns)
+        messages = [turn._asdict() for turn in turns]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in turns)
+            raise ModelError(
+                f"task {task.id}: the tokenizer's chat template refuses a conversation of {roles}: {error}. Leave tasks.system "
+                "out, or set tasks.chat to false."
+            ) from None
 
     def text(self, token_ids: Sequence[int]) -> str:
         """What verifiers read: the decoded completion without its stop token. Other special tokens stay visible."""
@@ -106,8 +124,3 @@ def make_prompting(model_path: str, *, system: str | None, chat: bool | None) ->
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-def is_model_folder(path: str) -> bool:
-    """Whether a path holds a model in Hugging Face form."""
-    return (Path(path) / "config.json").is_file()
