@@ -10,9 +10,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout.errors import NoSignal, TooManyUnscored
 from rollout.tasks import TaskStream
@@ -22,7 +22,7 @@ from verifiers.types import Task
 
 logger = logging.getLogger(__name__)
 
-Rollout = Callable[[Task], Awaitable[Group]]
+Rollout = Callable[[Task], Coroutine[Any, Any, Group]]
 Keep = Callable[[Group], bool]
 
 
@@ -57,8 +57,12 @@ class Collector:
     """Groups sampled by the current policy, or by one at most `max_lag` updates older.
 
     A group is dropped, and counted, when it is older than that, when fewer than two of its completions could be scored (one, if it
-    has only one), or when `keep` refuses it. `take` gives up with NoSignal after `max_tries` times the groups wanted, and with
-    TooManyUnscored when more than `max_unscored` of the completions of a step have no reward.
+    has only one), or when `keep` refuses it. `take` gives up with NoSignal before it has sampled more than `max_tries` times the
+    groups wanted, and with TooManyUnscored as soon as a step's worth of groups has been seen and more than `max_unscored` of their
+    completions have no reward.
+
+    A position of the task stream is finished when its group leaves for the loop, or is dropped. The loop reads the stream's cursor
+    after it has learnt, so a checkpoint counts as unfinished all that is under way, and all that is done but was not taken yet.
     """
 
     def __init__(
@@ -70,15 +74,24 @@ class Collector:
         self._max_tries = max_tries
         self._max_unscored = max_unscored
         self._in_flight: dict[int, asyncio.Task[Group]] = {}
+        self._landed = asyncio.Event()
         self._metrics: dict[str, float] = {}
 
     async def take(self, num_groups: int, *, keep: Keep, version: int) -> list[Group]:
+        """A failure of one rollout is raised as it is, as soon as it is seen; all others are cancelled and have ended by then."""
+        try:
+            return await self._take(num_groups, keep, version)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _take(self, num_groups: int, keep: Keep, version: int) -> list[Group]:
         started = time.perf_counter()
         tally = _Tally()
         taken: list[Group] = []
         while len(taken) < num_groups:
             missing = num_groups - len(taken)
-            if tally.sampled + missing > self._max_tries * num_groups and tally.sampled > 0:
+            if tally.sampled + missing > self._max_tries * num_groups:
                 raise NoSignal(_no_signal(version, tally, len(taken), num_groups))
             # In lock step exactly what is missing is sampled, and groups are judged in task order: which groups make up the step
             # then depends on nothing but the seed. Running ahead, k more steps are kept in flight.
@@ -87,27 +100,30 @@ class Collector:
                 self._tasks.finish(position)
                 if self._worth_taking(group, tally, keep, version):
                     taken.append(group)
+            if tally.sampled >= num_groups:
+                self._check_scored(tally, version)
         self._launch(self._max_lag * num_groups)
-        self._check_scored(tally, version)
         self._metrics = _metrics(tally, time.perf_counter() - started, len(self._in_flight))
         return taken
 
     def _launch(self, wanted: int) -> None:
         while len(self._in_flight) < wanted:
             position, task = self._tasks.next()
-            self._in_flight[position] = asyncio.create_task(self._run(task))
+            running = asyncio.create_task(self._rollout(task))
+            running.add_done_callback(lambda _: self._landed.set())
+            self._in_flight[position] = running
 
-    async def _run(self, task: Task) -> Group:
-        return await self._rollout(task)
-
-    async def _finished(self, missing: int) -> list[tuple[int, Group]]:
-        """In lock step: all that is in flight, in task order. Running ahead: up to `missing` of those that are done, oldest first."""
+    async def _finished(self, most: int) -> list[tuple[int, Group]]:
+        """In lock step all that is in flight, in task order. Running ahead, up to `most` of what is done, launched first first."""
         if self._max_lag == 0:
             await all_of(self._in_flight.values())
-        else:
-            await asyncio.wait(self._in_flight.values(), return_when=asyncio.FIRST_COMPLETED)
-        done = [position for position, running in self._in_flight.items() if running.done()][:missing]
-        return [(position, self._in_flight.pop(position).result()) for position in done]
+        while not any(running.done() for running in self._in_flight.values()):
+            self._landed.clear()
+            await self._landed.wait()
+        done = [(position, running.result()) for position, running in self._in_flight.items() if running.done()]
+        for position, _ in done[:most]:
+            del self._in_flight[position]
+        return done[:most]
 
     def _worth_taking(self, group: Group, tally: _Tally, keep: Keep, version: int) -> bool:
         tally.sampled += 1
@@ -115,7 +131,8 @@ class Collector:
         causes = [verdict.cause for verdict in group.verdicts if verdict.cause is not None]
         tally.unscored += len(causes)
         tally.first_cause = tally.first_cause or (causes[0] if causes else "")
-        tally.flat["right" if group.num_correct else "wrong"] += group.is_flat
+        if group.is_flat and group.scored_rewards:
+            tally.flat["right" if group.num_correct else "wrong"] += 1
         lag = version - group.policy_version
         if lag > self._max_lag:
             tally.dropped["stale"] += 1
@@ -132,8 +149,8 @@ class Collector:
     def _check_scored(self, tally: _Tally, version: int) -> None:
         if tally.unscored > self._max_unscored * tally.completions:
             raise TooManyUnscored(
-                f"step {version}: {tally.unscored} of {tally.completions} completions could not be scored, more than max_unscored = "
-                f"{self._max_unscored:g} allows. The first cause: {tally.first_cause}"
+                f"step {version + 1}: {tally.unscored} of {tally.completions} completions could not be scored, more than "
+                f"max_unscored = {self._max_unscored:g} allows. The first cause: {tally.first_cause}"
             )
 
     def metrics(self) -> dict[str, float]:
@@ -141,10 +158,11 @@ class Collector:
 
     async def close(self) -> None:
         """Abandon what is in flight; its tasks stay unfinished and are sampled again after a resume."""
-        for running in self._in_flight.values():
-            running.cancel()
-        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+        abandoned = list(self._in_flight.values())
         self._in_flight.clear()
+        for running in abandoned:
+            running.cancel()
+        await asyncio.gather(*abandoned, return_exceptions=True)
 
 
 def _metrics(tally: _Tally, seconds: float, in_flight: int) -> dict[str, float]:
@@ -161,8 +179,14 @@ def _metrics(tally: _Tally, seconds: float, in_flight: int) -> dict[str, float]:
 
 
 def _no_signal(version: int, tally: _Tally, taken: int, wanted: int) -> str:
-    dropped = ", ".join(f"{count} {cause}" for cause, count in tally.dropped.items())
+    dropped = ", ".join(f"{count} {cause}" for cause, count in tally.dropped.most_common())
+    if tally.dropped["stale"] > tally.sampled // 2:
+        advice = "Their weights were older than max_lag allows: raise it, or find out why new weights do not reach the workers."
+    elif tally.flat["right"] > tally.flat["wrong"]:
+        advice = "Use harder tasks, or raise max_tries."
+    else:
+        advice = "Use easier tasks, or raise max_tries."
     return (
-        f"step {version}: {tally.sampled} groups sampled, {taken} of {wanted} wanted could be taken ({dropped}; "
-        f"{tally.flat['wrong']} all wrong, {tally.flat['right']} all right). Use easier tasks or harder ones, or raise max_tries."
+        f"step {version + 1}: {tally.sampled} groups sampled, {taken} of {wanted} wanted could be taken ({tally.flat['wrong']} "
+        f"all wrong, {tally.flat['right']} all right; dropped: {dropped}). {advice}"
     )
