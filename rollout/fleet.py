@@ -28,9 +28,10 @@ class Worker(Protocol):
 class Fleet:
     """Workers that all hold the weights of one snapshot.
 
-    `start_worker(i)` makes the i-th worker, or makes it again after it was lost. `discard(snapshot)` frees a snapshot that no worker
-    will need any more. A lost worker's group is run again on another or on its replacement; the seed comes from the task and the policy
-    version, so the result is the one that was lost.
+    `start_worker(i)` makes the i-th worker, or makes it again after it was lost. `discard(snapshot)` frees a snapshot that no
+    worker will need any more. A lost worker's group is run again on another or on its replacement; the seed comes from the task and
+    the policy version, so the result is the one that was lost. `max_losses` bounds how many workers may die under one group, and
+    how often the start of one replacement is tried.
     """
 
     def __init__(
@@ -49,25 +50,30 @@ class Fleet:
         self._run_seed = run_seed
         self._discard = discard
         self._max_losses = max_losses
-        self._workers: list[Worker] = []
-        self._outstanding: list[int] = []
+        self._workers: dict[int, Worker] = {}
+        self._outstanding = [0] * num_workers
         self._snapshot: Snapshot | None = None
         self._replacing = asyncio.Lock()
+        self._is_closing = False
         self._num_lost = 0
         self._load_s = 0.0
 
     async def start(self) -> None:
-        self._workers = await all_of(self._start_worker(i) for i in range(self._num_workers))
-        self._outstanding = [0] * self._num_workers
+        async def start(index: int) -> None:
+            self._workers[index] = await self._start_worker(index)
+
+        await all_of(start(index) for index in range(self._num_workers))
 
     async def load(self, snapshot: Snapshot) -> None:
         """Give every worker these weights; returns when all have them. The snapshot before is discarded."""
         previous, self._snapshot = self._snapshot, snapshot
         started = time.perf_counter()
-        await all_of(self._load(index, snapshot) for index in range(len(self._workers)))
+        try:
+            await all_of(self._load(index, snapshot) for index in self._workers)
+        finally:
+            if previous is not None:
+                self._discard(previous)
         self._load_s = time.perf_counter() - started
-        if previous is not None:
-            self._discard(previous)
 
     async def _load(self, index: int, snapshot: Snapshot) -> None:
         worker = self._workers[index]
@@ -79,7 +85,7 @@ class Fleet:
     async def sample(
         self, task: Task, *, n: int, sampling: Sampling | None = None, seed: int | None = None
     ) -> tuple[Completion, ...]:
-        """n completions of a task from the least loaded worker.
+        """n completions of a task from the worker with the fewest outstanding.
 
         `sampling` None is the training setting. `seed` None derives the group's seed from the run, the policy version and the task.
         Raises WorkerLost when workers keep dying under the same group.
@@ -87,7 +93,7 @@ class Fleet:
         assert self._snapshot is not None, "load a snapshot before sampling"
         for _ in range(self._max_losses):
             version = self._snapshot.version
-            index = min(range(len(self._workers)), key=lambda i: self._outstanding[i])
+            index = min(self._workers, key=lambda i: (self._outstanding[i], i))
             worker = self._workers[index]
             self._outstanding[index] += n
             try:
@@ -111,19 +117,41 @@ class Fleet:
         async with self._replacing:
             if self._workers[index] is not lost:
                 return
+            if self._is_closing:
+                raise loss
             self._num_lost += 1
-            logger.warning("rollout worker %d was lost (%s); starting it again", index, loss)
             await lost.close()
-            replacement = await self._start_worker(index)
-            assert self._snapshot is not None, "a worker can only be lost after it was given weights"
-            await replacement.load(self._snapshot)
-            self._workers[index] = replacement
+            for _ in range(self._max_losses):
+                logger.warning("rollout worker %d was lost (%s); starting it again", index, loss)
+                try:
+                    self._workers[index] = await self._start_loaded(index)
+                    return
+                except WorkerLost as again:
+                    loss = again
+        raise WorkerLost(
+            f"rollout worker {index} was lost and could not be started again in {self._max_losses} tries: {loss}"
+        ) from loss
+
+    async def _start_loaded(self, index: int) -> Worker:
+        """A new worker that holds the weights of the moment: those that arrive while it loads are loaded after them."""
+        worker = await self._start_worker(index)
+        try:
+            loaded = None
+            while loaded is not self._snapshot:
+                loaded = self._snapshot
+                assert loaded is not None, "a worker can only be lost after it was given weights"
+                await worker.load(loaded)
+        except BaseException:
+            await worker.close()
+            raise
+        return worker
 
     def metrics(self) -> dict[str, float]:
         return {"time/load_s": self._load_s, "fleet/lost_workers": self._num_lost}
 
     async def close(self) -> None:
-        await asyncio.gather(*(worker.close() for worker in self._workers), return_exceptions=True)
+        self._is_closing = True
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()), return_exceptions=True)
         if self._snapshot is not None:
             self._discard(self._snapshot)
             self._snapshot = None
