@@ -1,13 +1,15 @@
 """Checkpoints: folders that are either whole or not there.
 
-A checkpoint is written beside its place, flushed to disk, marked complete last and renamed; a crash or a full disk at any moment leaves
-the ones before it as they were.
+A checkpoint is written beside its place, flushed to disk, marked complete last and renamed; a crash or a full disk at any moment
+leaves the ones before it as they were.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +23,9 @@ from sandbox.errors import SystemFault
 
 logger = logging.getLogger(__name__)
 
-COMPLETE = "COMPLETE"  # holds the xxh3-128 of every other file; written last
+COMPLETE = "COMPLETE"  # names every other file with its xxh3-128; written last
 STATE = "state.json"
+NAME = re.compile(r"step-\d+")
 
 
 class CheckpointFailed(SystemFault):
@@ -45,20 +48,22 @@ class Checkpoints:
 
     async def restore(self, learner: Persistent, tasks: TaskStream) -> RunState:
         """The newest whole checkpoint, loaded into the learner and the task stream; a state at step 0 when there is none."""
-        for path in reversed(self.paths()):
+        paths = self.paths()
+        for path in reversed(paths):
             problem = find_problem(path)
-            if problem is not None:
-                logger.warning("%s is skipped: %s. Using the checkpoint before it.", path, problem)
-                continue
-            state = read_state(path)
-            await learner.restore(str(path))
-            tasks.rewind(state.cursor)
-            logger.info("resuming from %s", path)
-            return state
+            if problem is None:
+                state = read_state(path)
+                await learner.restore(str(path.resolve()))
+                tasks.rewind(state.cursor)
+                logger.info("resuming from %s", path)
+                return state
+            logger.warning("%s is skipped: %s. The checkpoint before it is used.", path, problem)
+        if paths:
+            logger.warning("no checkpoint in %s is whole: starting from step 0", self._folder)
         return RunState()
 
     def latest(self) -> RunState | None:
-        """The state of the newest whole checkpoint, without loading anything else."""
+        """The state of the newest whole checkpoint, without loading anything else; None when there is none."""
         return next((read_state(path) for path in reversed(self.paths()) if find_problem(path) is None), None)
 
     async def save(self, state: RunState, learner: Persistent) -> Path:
@@ -66,11 +71,13 @@ class Checkpoints:
         place = self._folder / f"step-{state.step:06d}"
         beside = self._folder / f".{place.name}.{os.getpid()}.partial"
         try:
+            shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-            await learner.save(str(beside))
+            await learner.save(str(beside.resolve()))
             (beside / STATE).write_text(state.model_dump_json(indent=1))
-            _mark_complete(beside)
-            if place.exists():
+            # Gigabytes are read and flushed: off the event loop, where rollouts may be going on.
+            await asyncio.to_thread(_mark_complete, beside)
+            if place.exists():  # damaged, or it would have been resumed from
                 shutil.rmtree(place)
             beside.rename(place)
             _flush(self._folder)
@@ -78,18 +85,22 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
             # torch and safetensors report a full disk as errors of their own.
             if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
-                kept = self.paths()
-                raise CheckpointFailed(
-                    f"{place}: the checkpoint could not be written: {error}. {shutil.disk_usage(self._folder).free >> 20} MiB are free. "
-                    f"The newest whole checkpoint is {kept[-1] if kept else 'none'}; free some space and start the run again to resume."
-                ) from error
+                raise CheckpointFailed(self._failure(place, error)) from error
             raise
         self._prune(state)
         return place
 
+    def _failure(self, place: Path, error: BaseException) -> str:
+        kept = self.paths()
+        existing = next(folder for folder in (self._folder, *self._folder.resolve().parents) if folder.exists())
+        return (
+            f"{place}: the checkpoint could not be written: {error}. {shutil.disk_usage(existing).free >> 20} MiB are free. "
+            f"The checkpoint before it is {kept[-1] if kept else 'none'}. Make room, and start the run again to resume from there."
+        )
+
     def paths(self) -> list[Path]:
         """Checkpoint folders, oldest first, whole or not."""
-        return sorted(self._folder.glob("step-*")) if self._folder.is_dir() else []
+        return sorted((path for path in self._folder.glob("step-*") if NAME.fullmatch(path.name)), key=_step)
 
     def sweep(self) -> None:
         """Remove what interrupted writes left beside the checkpoints."""
@@ -97,29 +108,37 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _prune(self, state: RunState) -> None:
-        paths = self.paths()
-        accuracy = {f"step-{e.step:06d}": (e.sampled_accuracy, e.step) for e in state.evaluations}
-        best = max((path for path in paths if path.name in accuracy), key=lambda path: accuracy[path.name], default=None)
-        for path in paths[: -self._keep]:
+        """Remove all but the newest `keep` and the best. Those of later steps are damaged, or they would have been resumed from."""
+        accuracy = {evaluation.step: evaluation.sampled_accuracy for evaluation in state.evaluations}
+        later = [path for path in self.paths() if _step(path) > state.step]
+        paths = [path for path in self.paths() if _step(path) <= state.step]
+        evaluated = [path for path in paths if _step(path) in accuracy]
+        best = max(evaluated, key=lambda path: (accuracy[_step(path)], _step(path)), default=None)
+        for path in (*later, *paths[: -self._keep]):
             if path != best:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def find_problem(path: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None when it is whole."""
+    """Why a checkpoint cannot be used, or None when it is whole: its mark names every file, with the digest it has."""
     try:
         digests = dict(line.rsplit(" ", 1) for line in (path / COMPLETE).read_text().splitlines())
     except OSError:
         return "it was never finished"
-    except (UnicodeDecodeError, ValueError):
+    except ValueError:
+        return f"its file {COMPLETE} is damaged"
+    if STATE not in digests or {file.name for file in path.iterdir()} - {COMPLETE} - digests.keys():
         return f"its file {COMPLETE} is damaged"
     for name, digest in digests.items():
-        if not (path / name).is_file() or file_fingerprint(path / name) != digest:
-            return f"its file {name} is missing or damaged"
+        try:
+            if file_fingerprint(path / name) != digest:
+                return f"its file {name} is damaged"
+        except OSError as error:
+            return f"its file {name} cannot be read ({error.strerror})"
     try:
         read_state(path)
-    except (OSError, ValidationError):
-        return f"its file {STATE} is damaged"
+    except ValidationError:
+        return f"its file {STATE} is not one that this version reads"
     return None
 
 
@@ -127,9 +146,13 @@ def read_state(path: Path) -> RunState:
     return RunState.model_validate_json((path / STATE).read_text())
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _mark_complete(folder: Path) -> None:
     """Flush every file, then write the mark that says so, then flush the folder."""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    files = sorted(folder.iterdir())
     for file in files:
         _flush(file)
     mark = folder / COMPLETE

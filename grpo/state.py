@@ -29,7 +29,10 @@ class Evaluation(BaseModel):
 
 
 class RunState(BaseModel):
-    """Everything a resumed run needs that is not in the learner. `step` is the number of updates done, and so the policy version."""
+    """Everything a resumed run needs that is not in the learner.
+
+    `step` is the number of updates done, and so the policy version. `wandb_id` is None when W&B is not used.
+    """
 
     model_config = ConfigDict(frozen=True)
 
