@@ -46,8 +46,11 @@ class RunFolder:
 
     def acquire(self) -> None:
         """Raises UserError when another process works in this folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / "lock").open("a+")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be used as a run folder: {error.strerror}. Use another --run-dir.") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -74,42 +77,51 @@ class RunFolder:
     def clear(self) -> None:
         """Remove everything of an earlier run but the lock."""
         for entry in self.path.iterdir():
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name != "lock":
                 entry.unlink()
 
     def check_config(self, config: RunConfig, *, allow_changes: bool) -> list[str]:
-        """What differs from the config this run was started with, one line per field. Raises ConfigError when that would mix two runs."""
+        """What differs from the config this run was started with, a line for each field.
+
+        Raises ConfigError when it would mix two runs.
+        """
         if not self._config.exists():
             return []
-        before, now = json.loads(self._config.read_text())["config"], flatten(config)
+        before, now = self._recorded_config(), flatten(config)
         changes = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
         lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items() if old != new}
         harmful = [line for name, line in lines.items() if not name.startswith(HARMLESS)]
         if harmful and not allow_changes:
+            differences = "\n  ".join(harmful)
             raise ConfigError(
-                f"{self.path} holds a run with another config:\n  "
-                + "\n  ".join(harmful)
-                + "\nUse another --run-dir, start over with "
-                "--fresh --overwrite, or resume with the new values with --allow-changes."
+                f"{self.path} holds a run with another config:\n  {differences}\n"
+                "Use another --run-dir, start over with --fresh --overwrite, or resume with the new values with --allow-changes."
             )
         return list(lines.values())
 
+    def _recorded_config(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._config.read_text())["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._config} is damaged ({type(error).__name__}: {error}), so it is unknown what this run was started with. "
+                "Use another --run-dir, or start over with --fresh --overwrite."
+            ) from None
+
     def record(self, config: RunConfig) -> None:
         """Write down the resolved config with its hash, the commit, and the versions it runs with."""
-        self._config.write_text(
-            json.dumps(
-                {
-                    "config": flatten(config),
-                    "config_hash": config.fingerprint,
-                    "commit": _commit(),
-                    "python": platform.python_version(),
-                    "packages": _versions(),
-                },
-                indent=1,
-            )
-        )
+        record = {
+            "config": flatten(config),
+            "config_hash": config.fingerprint,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "packages": _versions(),
+        }
+        beside = self._config.with_suffix(".partial")
+        beside.write_text(json.dumps(record, indent=1))
+        beside.replace(self._config)
 
 
 def _commit() -> str | None:
