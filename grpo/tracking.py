@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rollout.types import Group
 from verifiers.types import Message, Score
 
 logger = logging.getLogger(__name__)
+
+WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Tracker(Protocol):
@@ -38,20 +41,22 @@ class Tracking:
 
 
 class JsonlTracker:
-    """metrics.jsonl: one JSON object per call, with its step. Opening it drops what lies beyond `from_step`.
+    """metrics.jsonl: one JSON object per call, with its step. A value that is not finite has no JSON, and is left out.
 
-    A run that is resumed from step k logs the steps after k again; their old lines, and a half-written last one, would be duplicates.
+    Opening it drops what lies beyond `from_step`, and a half-written last line: a run resumed from step k logs the steps after k
+    again, and one that begins at step 0 logs everything again.
     """
 
     def __init__(self, path: Path, *, from_step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= from_step]
+        kept = [line for line in read_metrics(path) if from_step > 0 and line["step"] <= from_step]
         beside = path.with_suffix(".partial")
         beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         beside.replace(path)
         self._file = path.open("a")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -59,13 +64,17 @@ class JsonlTracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last line that was cut off."""
+    """The lines of a metrics.jsonl, without those that were damaged, such as a last one that was cut off."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            logger.warning("%s: a line that is not JSON was left out", path)
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        else:
+            logger.warning("%s:%d: a damaged line was left out", path, number)
     return lines
 
 
@@ -99,13 +108,11 @@ class WandbTracker:
 
 def start_wandb(*, project: str, entity: str | None, name: str, folder: Path, config: dict[str, Any], run_id: str | None) -> Any:
     """A W&B run: online when a key is known and the server answers, else offline, else None. Never raises."""
-    import wandb
-
     os.environ.setdefault("WANDB_SILENT", "true")
-    has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-    modes = ["online", "offline"] if has_key and os.environ.get("WANDB_MODE", "online") == "online" else ["offline"]
-    for mode in modes:
+    for mode in wandb_modes():
         try:
+            import wandb
+
             return wandb.init(
                 project=project,
                 entity=entity,
@@ -120,6 +127,24 @@ def start_wandb(*, project: str, entity: str | None, name: str, folder: Path, co
         except Exception as error:  # its client raises many kinds, and none of them is worth a run
             logger.warning("W&B does not start in mode %s: %s: %s", mode, type(error).__name__, error)
     return None
+
+
+def wandb_modes() -> tuple[WandbMode, ...]:
+    """What to try, in order: what WANDB_MODE says; else online when a key is known; offline last."""
+    asked = os.environ.get("WANDB_MODE", "online")
+    if asked == "disabled":
+        return ("disabled",)
+    return ("online", "offline") if asked == "online" and _has_wandb_key() else ("offline",)
+
+
+def _has_wandb_key() -> bool:
+    try:
+        import wandb
+
+        return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    except Exception:  # a netrc it cannot read, a settings file it cannot parse: no key then
+        logger.debug("W&B could not tell whether there is a key", exc_info=True)
+        return False
 
 
 class RolloutStore:
@@ -184,9 +209,9 @@ def rollout_rows(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [
         {
             "step": step,
-            "task_id": group.task.id,
+            "task_id": _encodable(group.task.id),
             "prompt": _encodable(_prompt_text(group.task.prompt)),
-            "reference": json.dumps(group.task.reference),
+            "reference": json.dumps(group.task.reference, default=str),
             "rewards": group.task.rewards,
             "index": completion.index,
             "text": _encodable(completion.text),
@@ -198,7 +223,7 @@ def rollout_rows(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
             "seed": completion.seed,
             "reward": verdict.reward,
             "is_correct": verdict.is_correct,
-            "cause": verdict.cause,
+            "cause": None if verdict.cause is None else _encodable(verdict.cause),
             "scores": [_score_row(score) for score in verdict.scores],
         }
         for group in groups
