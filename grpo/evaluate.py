@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 from grpo.state import Evaluation
 from rollout.fleet import Fleet
@@ -14,11 +15,22 @@ from rollout.waiting import all_of
 from sandbox.errors import SystemFault
 from verifiers.types import Task, Verdict
 
+logger = logging.getLogger(__name__)
+
+
+class Verifiers(Protocol):
+    """What judges: a VerifierService, or a proxy of one."""
+
+    async def verify(self, task: Task, completions: Sequence[Completion]) -> tuple[Verdict, ...]: ...
+
 
 async def evaluate(
-    tasks: Sequence[Task], *, fleet: Fleet, verifiers: Any, sampling: Sampling, step: int, run_seed: int
+    tasks: Sequence[Task], *, fleet: Fleet, verifiers: Verifiers, sampling: Sampling, step: int, run_seed: int
 ) -> Evaluation:
-    """One completion per task at the training temperature, and one greedy. The seeds are the same at every step."""
+    """One completion per task at the training temperature, and one greedy. The seeds are the same at every step.
+
+    Unscored completions are left out of the accuracies. Raises SystemFault when no completion could be scored.
+    """
     started = time.perf_counter()
     greedy = sampling.model_copy(update={"temperature": 0.0})
 
@@ -42,8 +54,12 @@ async def evaluate(
 
 def accuracy(verdicts: Sequence[Verdict]) -> float:
     """Share of correct among the scored. An unscored completion says nothing about the policy."""
+    assert verdicts, "load_tasks leaves at least one task to evaluate on"
     scored = [verdict for verdict in verdicts if verdict.reward is not None]
+    num_unscored = len(verdicts) - len(scored)
+    cause = next((verdict.cause for verdict in verdicts if verdict.cause is not None), "")
     if not scored:
-        cause = verdicts[0].cause if verdicts else "there are no held-out tasks"
-        raise SystemFault(f"none of the {len(verdicts)} held-out completions could be scored: {cause}")
+        raise SystemFault(f"none of the {len(verdicts)} held-out completions could be scored. The first cause: {cause}")
+    if num_unscored:
+        logger.warning("%d of %d held-out completions were not scored. The first cause: %s", num_unscored, len(verdicts), cause)
     return sum(verdict.is_correct for verdict in scored) / len(scored)
