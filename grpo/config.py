@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from grpo.objectives import AnyObjective, Grpo
 from rollout.engine import EngineConfig
@@ -28,7 +29,7 @@ class ConfigError(UserError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LoraConfig(_Part):
@@ -155,13 +156,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = read_toml(path)
     for override in overrides:
         apply_override(values, override)
+    where = " ".join([str(path), *(f"--set {override}" for override in overrides)])
     if isinstance(values.get("objective"), dict):
-        values["objective"].setdefault("name", "grpo")
+        values["objective"].setdefault("name", Grpo().name)
     try:
-        config = RunConfig.model_validate(values)
+        # Strict JSON: "3" is no number and true is no 1, but a list may fill a tuple.
+        config = RunConfig.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
-        raise ConfigError(explain(error, RunConfig, str(path))) from None
-    check_together(config, str(path))
+        raise ConfigError("\n".join(f"{where}: {line}" for line in explain(error, RunConfig).splitlines())) from None
+    check_together(config, where)
     return config
 
 
@@ -176,20 +179,27 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `a.b=c` in nested tables. c is read as a TOML value, and as plain text where it is none."""
+    """Set `a.b=c` in nested tables. c is read as a TOML value, and as plain text where it is none; without c the default holds."""
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    *tables, name = (part.strip() for part in dotted.split("."))
+    if not equals or not name or not all(tables):
         raise ConfigError(f"--set {override}: expected name=value with dots for tables, such as --set learner.learning_rate=1e-5.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *tables, name = dotted.split(".")
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {table} is a value, not a table.")
-    values[name] = value
+            raise ConfigError(f"--set {override}: {table} is a value in the config, not a table with a {name} in it.")
+    if text:
+        values[name] = _toml_value(text)
+    else:
+        values.pop(name, None)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text  # a text of several lines may hold further keys
 
 
 def check_together(config: RunConfig, where: str) -> None:
@@ -205,10 +215,21 @@ def check_together(config: RunConfig, where: str) -> None:
             f"{where}: tasks.completion gives recorded demonstrations, but {objective.name} learns from sampled groups. "
             'Leave tasks.completion out, or set objective.name = "sft".'
         )
+    if config.model.start_from is not None and "path" in config.model.model_fields_set:
+        raise ConfigError(
+            f"{where}: model.path is {config.model.path!r} and model.start_from is {config.model.start_from!r}, but a policy "
+            "starts from one of them. Drop the other (--set model.start_from= drops it on the command line)."
+        )
+    rows = config.groups_per_step * (config.group_size if config.is_live else 1)
+    if config.learner.mini_batches > rows:
+        raise ConfigError(
+            f"{where}: learner.mini_batches is {config.learner.mini_batches}, but a step has {rows} rows to divide. Lower it, or "
+            "raise groups_per_step."
+        )
     if config.tasks.rewards not in config.mixes:
         raise ConfigError(
-            f"{where}: tasks.rewards names the mix {config.tasks.rewards!r}, which is not defined. Add [rewards.{config.tasks.rewards}], "
-            f"or use one of {', '.join(config.mixes)}."
+            f"{where}: tasks.rewards names the mix {config.tasks.rewards!r}, which is not defined. Add "
+            f"[rewards.{config.tasks.rewards}], or use one of {', '.join(config.mixes)}."
         )
     if config.sampling.temperature == 0 and config.is_live:
         raise ConfigError(
@@ -217,8 +238,8 @@ def check_together(config: RunConfig, where: str) -> None:
     max_len = config.engine.max_model_len
     if max_len is not None and config.sampling.max_tokens >= max_len:
         raise ConfigError(
-            f"{where}: sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in engine.max_model_len = "
-            f"{max_len}. Raise the second or lower the first."
+            f"{where}: sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in "
+            f"engine.max_model_len = {max_len}. Raise the second or lower the first."
         )
 
 
