@@ -3,64 +3,124 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from grpo.config import RunConfig, flatten
 from rollout.tasks import TaskSet, load_tasks
+from verifiers.registry import StatesReference, find
+from verifiers.reward import RewardMix
 from verifiers.service import VerifierService
+from verifiers.types import Outcome, Task
+
+MAX_FAILURES_SHOWN = 5
 
 
 def check(config: RunConfig, path: Path, console: Console) -> int:
-    """Print the resolved config, the batch arithmetic, and how many references their own verifiers accept."""
+    """Print the resolved config, the batch arithmetic, and what each task's reference scores in its own verifiers.
+
+    Raises UserError when a source, a verifier or a reference is not understood.
+    """
     print_config(config, path, console)
     task_set = load_tasks(config.tasks)
-    console.print("\n" + arithmetic(config, task_set), highlight=False)
-    asyncio.run(check_references(config, task_set))
-    total = len(task_set.train) + len(task_set.held_out)
-    console.print(f"\nreferences: all {total} were understood by the verifiers of their mix", highlight=False)
+    _print(console, f"\n{arithmetic(config, task_set)}\n")
+    for line in asyncio.run(judge_references(config, task_set)):
+        _print(console, line)
     return 0
 
 
 def print_config(config: RunConfig, path: Path, console: Console) -> None:
     """Every value; those that differ from the defaults are bold."""
-    tasks = config.tasks.model_copy()
-    defaults = flatten(RunConfig(tasks=tasks))
-    console.print(f"{path}: resolved, with what differs from the defaults in bold; hash {config.fingerprint}\n", highlight=False)
+    defaults = flatten(RunConfig(tasks=config.tasks))
+    _print(console, f"{path}: resolved, with what differs from the defaults in bold; hash {config.fingerprint}\n")
     for name, value in flatten(config).items():
-        style = "bold" if name.startswith("tasks.source") or defaults.get(name, ...) != value else "dim"
-        console.print(f"  {name} = {value!r}", style=style, highlight=False, markup=False, soft_wrap=True)
+        style = "bold" if name == "tasks.source" or defaults.get(name, ...) != value else "dim"
+        _print(console, f"  {name} = {value!r}", style=style)
+
+
+def _print(console: Console, text: str, *, style: str | None = None) -> None:
+    """As it is: long lines stay lines, and square brackets are no markup."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def arithmetic(config: RunConfig, task_set: TaskSet) -> str:
     """From prompts to optimizer steps, in numbers."""
-    size = config.group_size if config.is_live else 1
-    rows = config.groups_per_step * size
-    per_optimizer_step = -(-rows // config.learner.mini_batches)
-    longest = config.sampling.max_tokens
-    fit = max(1, config.learner.tokens_per_micro_batch // longest)
-    epochs = config.steps * config.groups_per_step / len(task_set.train)
+    prompts, size = config.groups_per_step, config.group_size if config.is_live else 1
+    rows, longest = prompts * size, config.sampling.max_tokens
+    batches, budget = config.learner.mini_batches, config.learner.tokens_per_micro_batch
+    rows_each = -(-rows // batches)
+    epochs = config.steps * prompts / len(task_set.train)
+    num_held_out = min(len(task_set.held_out), config.evaluation.num_tasks)
+    every = config.evaluation.every
     return "\n".join(
         [
             "batch arithmetic",
-            f"  {config.groups_per_step} prompts a step x {size} completions = {rows} rows, at most {rows * longest:,} completion tokens",
-            f"  {rows} rows / {config.learner.mini_batches} mini-batches = {config.learner.mini_batches} optimizer steps of "
-            f"{per_optimizer_step} rows",
-            f"  a micro-batch holds {config.learner.tokens_per_micro_batch:,} tokens, prompts and padding included: at least "
-            f"{min(fit, per_optimizer_step)} rows of {longest} completion tokens",
-            f"  {config.steps} steps = {config.steps * config.learner.mini_batches} optimizer steps, {config.steps * rows:,} completions, "
-            f"{epochs:.2f} passes over {len(task_set.train)} training tasks ({task_set.num_duplicates} duplicates left out)",
-            f"  evaluation: {min(len(task_set.held_out), config.evaluation.num_tasks)} held-out tasks, sampled and greedy, "
-            + (f"every {config.evaluation.every} steps" if config.evaluation.every else "at the start and the end"),
+            f"  {_count(prompts, 'prompt')} a step x {_count(size, 'completion')} = {_count(rows, 'row')}, at most "
+            f"{_count(rows * longest, 'completion token')}",
+            f"  {_count(rows, 'row')} / {_count(batches, 'mini-batch')} = {_count(batches, 'optimizer step')} of {rows_each:,}",
+            f"  a micro-batch holds {_count(budget, 'token')}, prompts and padding included: about "
+            f"{_count(min(max(1, budget // longest), rows_each), 'row')} when completions are as long as they may be ({longest:,})",
+            f"  {_count(config.steps, 'step')} = {_count(config.steps * batches, 'optimizer step')}, "
+            f"{_count(config.steps * rows, 'completion')}, {epochs:.2f} passes over {_count(len(task_set.train), 'training task')} "
+            f"({_count(task_set.num_duplicates, 'duplicate')} left out)",
+            f"  evaluation: {_count(num_held_out, 'held-out task')}, sampled and greedy, "
+            + (f"every {_count(every, 'step')}" if every else "at the start and the end"),
         ]
     )
 
 
-async def check_references(config: RunConfig, task_set: TaskSet) -> None:
-    """Raises with the task's id when a verifier does not understand a reference."""
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+class Failure(NamedTuple):
+    """A task whose own reference does not get full marks."""
+
+    task: Task
+    reason: str
+
+
+async def judge_references(config: RunConfig, task_set: TaskSet) -> list[str]:
+    """Lines on how many references get full marks from the verifiers of their mix, and why the first others do not.
+
+    A verifier that can write a completion from a reference judges it; one that looks at the form alone has nothing to say here.
+    Raises UserError with the task's id when a verifier does not understand a reference.
+    """
+    tasks = (*task_set.train, *task_set.held_out)
     service = VerifierService(config.rewards, plugins=config.plugins)
     try:
-        await service.prepare((*task_set.train, *task_set.held_out))
+        await service.prepare(tasks)
     finally:
         await service.close()
+    mix = config.mixes[config.tasks.rewards]
+    lines = [f"references: the verifiers of the mix {config.tasks.rewards!r} understand all {len(tasks):,}"]
+    for name in mix:
+        failures = await _failures(mix, name, tasks)
+        if failures is None:
+            lines.append(f"  {name}: judges the form, not the answer")
+            continue
+        lines.append(f"  {name}: {len(tasks) - len(failures):,} of {len(tasks):,} get full marks when they are given as the answer")
+        lines.extend(f"    task {task.id}: {reason}" for task, reason in failures[:MAX_FAILURES_SHOWN])
+        if len(failures) > MAX_FAILURES_SHOWN:
+            lines.append(f"    and {len(failures) - MAX_FAILURES_SHOWN:,} more")
+    return lines
+
+
+async def _failures(mix: RewardMix, name: str, tasks: Sequence[Task]) -> list[Failure] | None:
+    """The tasks whose reference one component of the mix does not give full marks; None when it cannot state a reference."""
+    verifier = find(mix.verifier_name(name)).build(mix[name].options)
+    try:
+        if not isinstance(verifier, StatesReference):
+            return None
+        failures = []
+        for task in tasks:
+            score = await verifier.score(task, verifier.example(task.reference))
+            if score.outcome is not Outcome.CORRECT:
+                failures.append(Failure(task, f"{score.outcome.value}, {score.reason}"))
+        return failures
+    finally:
+        await verifier.close()
