@@ -1,0 +1,219 @@
+"""Whole runs on real parts: Ray, an engine, verifiers, the learner; started, stopped, killed and resumed as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from grpo.tracking import read_metrics
+
+ROOT = Path(__file__).parents[2]
+GRPO = (sys.executable, "-m", "grpo.cli")
+MARK = "GRPO_TEST_RUN"  # in the environment of every process a test starts, and so of all their children
+
+CONFIG = """
+steps = 6
+groups_per_step = 4
+group_size = 4
+[tasks]
+source = "tasks.jsonl"
+held_out = 8
+[sampling]
+max_tokens = 12
+[engine]
+max_model_len = 64
+[learner]
+learning_rate = 1e-3
+max_mismatch = 1e-3
+[evaluation]
+every = 0
+num_tasks = 4
+[checkpoints]
+every = 2
+keep = 10
+[rewards.digits]
+format = { options = { pattern = '[\\s\\S]*[0-4][\\s\\S]*' } }
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a config whose reward an untrained model gets now and then. Afterwards nothing that ran there is alive."""
+    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(10) for b in range(10)]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "tiny.toml").write_text(CONFIG.replace("held_out = 8", 'held_out = 8\nrewards = "digits"'))
+    yield tmp_path
+    wait_until_gone(tmp_path)
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*GRPO, *arguments],
+        cwd=place,
+        env=os.environ | {MARK: str(place)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, timeout_s: float = 150) -> str:
+    output, _ = process.communicate(timeout=timeout_s)
+    return output
+
+
+def run(place: Path, *arguments: str) -> str:
+    process = start(place, *arguments)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output
+
+
+def ours(place: Path) -> list[psutil.Process]:
+    """Living processes that a test in this folder started, directly or not."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(place) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until_gone(place: Path, *, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (left := ours(place)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    names = [" ".join(process.cmdline())[:120] for process in left if process.is_running()]
+    for process in left:
+        process.kill()
+    assert not names, f"still alive: {names}"
+
+
+def wait_for_step(place: Path, step: int, process: subprocess.Popen[str], *, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"ended early: {finish(process)}")
+        if any(line["step"] >= step and "reward/mean" in line for line in read_metrics(place / "runs/tiny/metrics.jsonl")):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached within {timeout_s} s")
+
+
+def curve(place: Path, name: str = "tiny") -> list[dict[str, float]]:
+    """The metrics of a run without those that measure time."""
+    lines = read_metrics(place / "runs" / name / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if not key.startswith(("time/", "speed/"))} for line in lines]
+
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+ENGINES = [pytest.param("vllm", marks=pytest.mark.vllm), "hf"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engine_and_learner_agree_at_every_step(workplace: Path, engine: str) -> None:
+    run(workplace, "train", "tiny.toml", "--set", f"engine.kind={engine}")
+
+    differences = [line["mismatch/abs_max"] for line in curve(workplace) if "mismatch/abs_max" in line]
+    assert len(differences) >= 4  # a step whose groups are all flat has none
+    assert max(differences) < 1e-3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_curve(workplace: Path, engine: str) -> None:
+    setting = ("--set", f"engine.kind={engine}")
+    run(workplace, "train", "tiny.toml", *setting, "--run-dir", "runs/undisturbed")
+
+    process = start(workplace, "train", "tiny.toml", *setting)
+    wait_for_step(workplace, 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    finish(process)
+    wait_until_gone(workplace)
+    output = run(workplace, "train", "tiny.toml", *setting)
+
+    assert "resuming from step 2 of 6" in output or "resuming from step 4 of 6" in output
+    assert curve(workplace) == curve(workplace, "undisturbed")
+    resumed = load_file(workplace / "runs/tiny/model/model.safetensors")
+    undisturbed = load_file(workplace / "runs/undisturbed/model/model.safetensors")
+    assert all((resumed[name] == tensor).all() for name, tensor in undisturbed.items())
+
+
+def test_ctrl_c_saves_a_checkpoint_leaves_no_process_and_the_run_resumes(workplace: Path) -> None:
+    process = start(
+        workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", "steps=200", "--set", "checkpoints.every=100"
+    )
+    wait_for_step(workplace, 2, process)
+    # As a terminal does it: to every process of the foreground group.
+    os.killpg(process.pid, signal.SIGINT)
+    output = finish(process)
+
+    assert process.returncode == 130, output
+    assert "Type the same command to resume" in output
+    wait_until_gone(workplace)
+    (checkpoint,) = (workplace / "runs/tiny/checkpoints").iterdir()
+    resumed = run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", f"steps={int(checkpoint.name[5:]) + 1}")
+    assert f"resuming from step {int(checkpoint.name[5:])}" in resumed
+
+
+def test_a_finished_run_says_that_it_is_done(workplace: Path) -> None:
+    first = run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", "steps=2")
+    second = run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", "steps=2")
+
+    assert "done already, step 2 of 2" in second
+    assert first.splitlines()[-1] == second.splitlines()[-1]
+
+
+def test_a_dead_rollout_worker_is_replaced_and_the_curve_is_the_same(workplace: Path) -> None:
+    run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--run-dir", "runs/undisturbed")
+
+    process = start(workplace, "train", "tiny.toml", "--set", "engine.kind=hf")
+    wait_for_step(workplace, 1, process)
+    worker_log = workplace / "runs/tiny/logs/worker-0.log"
+    holders = [p for p in ours(workplace) if any(Path(f.path) == worker_log.resolve() for f in p.open_files())]
+    holders[0].kill()
+    output = finish(process)
+
+    assert process.returncode == 0, output
+    lost = [line.pop("fleet/lost_workers") for line in curve(workplace) if "fleet/lost_workers" in line]
+    assert lost[-1] == 1
+    undisturbed = [{k: v for k, v in line.items() if k != "fleet/lost_workers"} for line in curve(workplace, "undisturbed")]
+    assert [{k: v for k, v in line.items() if k != "fleet/lost_workers"} for line in curve(workplace)] == undisturbed
+
+
+@pytest.mark.vllm
+def test_adapters_train_and_reach_the_engine(workplace: Path) -> None:
+    run(workplace, "train", "tiny.toml", "--set", "model.lora.rank=4", "--set", "learner.learning_rate=1e-2")
+
+    metrics = [line for line in curve(workplace) if "mismatch/abs_max" in line]
+    assert max(line["mismatch/abs_max"] for line in metrics) < 1e-3
+    assert any(line["policy/grad_norm"] > 0 for line in metrics)
+
+
+def test_gsm8k_gives_real_prompts_verdicts_and_reasons(workplace: Path) -> None:
+    source = ROOT.parent / "shared/data/gsm8k_train.jsonl"
+    if not source.exists():
+        pytest.skip(f"{source} is not here")
+    (workplace / "gsm8k.toml").write_text(
+        f'steps = 2\ngroups_per_step = 2\ngroup_size = 4\n[tasks]\nsource = "{source}"\nheld_out = 4\n'
+        '[sampling]\nmax_tokens = 16\n[evaluation]\nevery = 0\n[engine]\nkind = "hf"\n'
+    )
+    run(workplace, "train", "gsm8k.toml")
+
+    rows = pq.read_table(workplace / "runs/gsm8k/rollouts").to_pylist()
+    assert len(rows) == 2 * 2 * 4
+    assert all(row["scores"][0]["verifier"] == "math" and row["scores"][0]["reason"] for row in rows)
+    assert all("####" in row["reference"] for row in rows)
