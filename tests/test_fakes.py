@@ -1,0 +1,100 @@
+"""The fakes keep the promises of what they stand for."""
+
+import asyncio
+
+import pytest
+
+from rollout.errors import WorkerLost
+from rollout.sampling import Sampling
+from tests.fakes import (
+    FakeLearner,
+    FakeTracker,
+    FakeVerifiers,
+    FakeWorker,
+    guess,
+    is_right,
+    make_group,
+    make_snapshot,
+    make_task,
+    make_tasks,
+)
+
+WARM, GREEDY = Sampling(), Sampling(temperature=0)
+
+
+async def loaded(version: int = 0) -> FakeWorker:
+    worker = FakeWorker()
+    await worker.load(make_snapshot(version))
+    return worker
+
+
+async def test_completions_depend_on_task_seed_and_version_alone():
+    task, one, other = make_task(), await loaded(), await loaded()
+    completions = await one.sample(task, WARM, n=8, seed=5)
+    assert completions == await other.sample(task, WARM, n=8, seed=5)
+    assert completions != await one.sample(task, WARM, n=8, seed=50)
+    assert completions != await one.sample(make_task("u"), WARM, n=8, seed=5)
+    assert [c.text for c in completions] != [c.text for c in await (await loaded(1)).sample(task, WARM, n=8, seed=5)]
+
+
+async def test_completions_carry_their_index_seed_and_version():
+    completions = await (await loaded(3)).sample(make_task(), WARM, n=3, seed=10)
+    assert [(c.index, c.seed, c.policy_version) for c in completions] == [(0, 10, 3), (1, 11, 3), (2, 12, 3)]
+    assert all(c.behavior_logprobs is not None and len(c.behavior_logprobs) == len(c.token_ids) for c in completions)
+
+
+async def test_greedy_completions_are_equal():
+    assert len({c.text for c in await (await loaded()).sample(make_task(), GREEDY, n=8, seed=1)}) == 1
+
+
+async def test_guesses_are_right_about_half_of_the_time():
+    completions = await (await loaded()).sample(make_task(), WARM, n=64, seed=1)
+    verdicts = await FakeVerifiers(is_right).verify(make_task(), completions)
+    assert 16 < sum(verdict.is_correct for verdict in verdicts) < 48
+    assert guess is not None
+
+
+async def test_a_killed_worker_loses_what_is_under_way_and_all_that_follows():
+    worker = FakeWorker(hold=asyncio.Event())
+    worker.snapshot = make_snapshot(0)
+    under_way = asyncio.create_task(worker.sample(make_task(), WARM, n=1, seed=0))
+    await asyncio.sleep(0.01)
+    worker.kill()
+    with pytest.raises(WorkerLost):
+        await under_way
+    with pytest.raises(WorkerLost):
+        await worker.load(make_snapshot(1))
+
+
+async def test_a_held_worker_waits():
+    hold = asyncio.Event()
+    worker = FakeWorker(hold=hold)
+    loading = asyncio.create_task(worker.load(make_snapshot(1)))
+    await asyncio.sleep(0.01)
+    assert not loading.done()
+    hold.set()
+    await loading
+    assert worker.loaded == [1]
+
+
+async def test_a_learner_goes_on_from_what_it_saved(tmp_path):
+    one, other = FakeLearner(), FakeLearner()
+    one.weight = 0.1 + 0.2
+    await one.save(str(tmp_path))
+    await other.restore(str(tmp_path))
+    assert other.weight == one.weight
+
+
+def test_a_tracker_keeps_what_it_is_told():
+    tracker = FakeTracker()
+    tracker.log(1, {"a": 1.0})
+    tracker.log(2, {"a": 2.0, "b": 0.5})
+    assert tracker.values("a") == [1.0, 2.0]
+
+
+def test_groups_and_tasks_are_what_they_say():
+    group = make_group([1, 0, None, 0.5], version=3)
+    assert group.scored_rewards == (1, 0, 0.5)
+    assert group.num_correct == 1
+    assert group.policy_version == 3
+    assert len({task.prompt for task in make_tasks(5)}) == 5
