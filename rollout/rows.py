@@ -48,9 +48,8 @@ def _jsonl(path: Path) -> Iterator[Row]:
     try:
         lines = path.open("rb")
     except OSError as error:
-        raise TaskError(
-            f"{path}: cannot be read: {error.strerror}. Expected a JSONL file, or hf:, reasoning_gym: or python:."
-        ) from None
+        expected = "Expected a JSONL file, or a source that begins with hf:, reasoning_gym: or python:."
+        raise TaskError(f"{path}: cannot be read: {error.strerror}. {expected}") from None
     with lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
@@ -110,9 +109,7 @@ def reasoning_gym_rows(name: str, options: Mapping[str, Any]) -> Iterator[Row]:
     try:
         dataset = reasoning_gym.create_dataset(name, **options)
     except (TypeError, AssertionError, ValueError) as error:
-        raise TaskError(
-            f"reasoning_gym:{name} does not take these options: {error}. Mend what follows the question mark."
-        ) from None
+        raise TaskError(f"reasoning_gym:{name} does not take these options: {error}. Mend what follows the ?.") from None
     for index in range(len(dataset)):
         yield Row(f"{name}:{options['seed']}:{index}", dataset[index])
 
