@@ -1,0 +1,262 @@
+"""Which worker samples what, what each of them holds, and what happens when they die."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from rollout.errors import WorkerLost
+from rollout.fleet import Fleet
+from rollout.sampling import Sampling, group_seed
+from rollout.types import Snapshot
+from tests.fakes import FakeWorker, make_snapshot, make_task, make_tasks
+
+
+class Started:
+    """Starts fake workers and keeps them: `started[i]` is the i-th, replacements included."""
+
+    def __init__(self, make: Callable[[int], FakeWorker] = lambda index: FakeWorker()) -> None:
+        self._make = make
+        self.workers: list[FakeWorker] = []
+        self.indices: list[int] = []
+        self.discarded: list[int] = []
+
+    async def __call__(self, index: int) -> FakeWorker:
+        await asyncio.sleep(0)
+        worker = self._make(len(self.workers))
+        self.workers.append(worker)
+        self.indices.append(index)
+        return worker
+
+    def discard(self, snapshot: Snapshot) -> None:
+        self.discarded.append(snapshot.version)
+
+    async def fleet(self, num_workers: int = 2, **options: int) -> Fleet:
+        fleet = Fleet(self, num_workers=num_workers, sampling=Sampling(), run_seed=7, discard=self.discard, **options)
+        await fleet.start()
+        await fleet.load(make_snapshot(0))
+        return fleet
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# Sampling
+
+
+async def test_each_group_goes_to_the_worker_with_the_fewest_outstanding_completions():
+    hold = asyncio.Event()
+    hold.set()
+    started = Started(lambda index: FakeWorker(hold=hold))
+    fleet = await started.fleet(num_workers=2)
+    hold.clear()
+    sampling = []
+    for task, n in zip(make_tasks(4), (8, 2, 2, 8), strict=True):
+        sampling.append(asyncio.create_task(fleet.sample(task, n=n)))
+        await settle()
+    hold.set()
+    await asyncio.gather(*sampling)
+    assert [call[0] for call in started.workers[0].sampled] == ["t0"]
+    assert [call[0] for call in started.workers[1].sampled] == ["t1", "t2", "t3"]
+
+
+async def test_the_seed_comes_from_run_version_and_task_so_the_number_of_workers_changes_nothing():
+    tasks = make_tasks(6)
+    groups = []
+    for num_workers in (1, 3):
+        fleet = await Started().fleet(num_workers)
+        groups.append(await asyncio.gather(*(fleet.sample(task, n=4) for task in tasks)))
+    assert groups[0] == groups[1]
+    assert groups[0][2][0].seed == group_seed(7, 0, "t2")
+
+
+async def test_a_setting_and_a_seed_may_be_given():
+    started = Started()
+    fleet = await started.fleet(1)
+    completions = await fleet.sample(make_task(), n=3, sampling=Sampling(temperature=0), seed=5)
+    assert started.workers[0].sampled == [("t", 3, 5)]
+    assert len({completion.text for completion in completions}) == 1
+
+
+# Weights
+
+
+async def test_every_worker_loads_and_the_snapshot_before_is_discarded():
+    started = Started()
+    fleet = await started.fleet(3)
+    await fleet.load(make_snapshot(1))
+    assert [worker.loaded for worker in started.workers] == [[0, 1]] * 3
+    assert started.discarded == [0]
+    await fleet.close()
+    assert started.discarded == [0, 1]
+    assert all(worker.closed for worker in started.workers)
+
+
+async def test_a_snapshot_is_kept_until_every_worker_has_the_next():
+    hold = asyncio.Event()
+    hold.set()
+    started = Started(lambda index: FakeWorker(hold=hold if index == 1 else None))
+    fleet = await started.fleet(2)
+    hold.clear()
+    loading = asyncio.create_task(fleet.load(make_snapshot(1)))
+    await settle()
+    assert started.discarded == []
+    hold.set()
+    await loading
+    assert started.discarded == [0]
+
+
+async def test_a_load_that_fails_still_discards_what_nobody_will_load_again():
+    started = Started()
+    fleet = await started.fleet(1)
+
+    async def fail(snapshot: Snapshot) -> None:
+        raise RuntimeError("no room")
+
+    started.workers[0].load = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no room"):
+        await fleet.load(make_snapshot(1))
+    await fleet.close()
+    assert started.discarded == [0, 1]
+
+
+# Losses
+
+
+async def test_a_lost_group_is_sampled_again_with_the_same_result():
+    undisturbed = await (await Started().fleet(1)).sample(make_task(), n=4)
+    started = Started()
+    fleet = await started.fleet(1)
+    started.workers[0].kill()
+    assert await fleet.sample(make_task(), n=4) == undisturbed
+    assert started.workers[0].closed
+    assert started.workers[1].loaded == [0]
+    assert fleet.metrics()["fleet/lost_workers"] == 1
+
+
+async def test_a_worker_lost_under_many_groups_is_replaced_once():
+    hold = asyncio.Event()
+    hold.set()
+    started = Started(lambda index: FakeWorker(hold=hold if index == 0 else None))
+    fleet = await started.fleet(1)
+    hold.clear()
+    sampling = [asyncio.create_task(fleet.sample(task, n=2)) for task in make_tasks(20)]
+    await settle()
+    started.workers[0].kill()
+    groups = await asyncio.gather(*sampling)
+    assert [completion.index for group in groups for completion in group] == [0, 1] * 20
+    assert started.indices == [0, 0]
+    assert fleet.metrics()["fleet/lost_workers"] == 1
+
+
+async def test_a_worker_lost_while_loading_is_replaced_by_one_with_the_new_weights():
+    started = Started()
+    fleet = await started.fleet(2)
+    started.workers[1].kill()
+    await fleet.load(make_snapshot(1))
+    assert started.indices == [0, 1, 1]
+    assert started.workers[2].loaded == [1]
+
+
+async def test_weights_published_while_a_worker_is_replaced_reach_it():
+    """Its replacement is busy with version 0 when version 1 comes: it must not be put to work before it holds version 1."""
+    hold = asyncio.Event()
+    started = Started(lambda index: FakeWorker(hold=hold if index == 1 else None))
+    fleet = await started.fleet(1)
+    started.workers[0].kill()
+    sampling = asyncio.create_task(fleet.sample(make_task(), n=1))
+    await settle()
+    loading = asyncio.create_task(fleet.load(make_snapshot(1)))
+    await settle()
+    assert started.discarded == [], "version 0 is still being loaded"
+    hold.set()
+    await loading
+    assert started.workers[1].loaded == [0, 1]
+    assert [completion.policy_version for completion in await sampling] == [1]
+
+
+async def test_a_replacement_that_dies_is_replaced_too_and_closed():
+    started = Started(lambda index: FakeWorker())
+    fleet = await started.fleet(1)
+    started.workers[0].kill()
+    made = started._make
+
+    def dying_once(index: int) -> FakeWorker:
+        worker = made(index)
+        if index == 1:
+            worker.kill()
+        return worker
+
+    started._make = dying_once
+    assert len(await fleet.sample(make_task(), n=2)) == 2
+    assert started.workers[1].closed
+    assert len(started.workers) == 3
+
+
+async def test_when_no_replacement_lives_the_run_is_told_which_worker_and_why():
+    started = Started()
+    fleet = await started.fleet(2)
+
+    def stillborn(index: int) -> FakeWorker:
+        worker = FakeWorker()
+        worker.kill()
+        return worker
+
+    started._make = stillborn
+    for worker in started.workers:
+        worker.kill()
+    with pytest.raises(WorkerLost, match=r"worker 0 was lost and could not be started again in 3 tries: the fake worker"):
+        await fleet.sample(make_task(), n=2)
+    assert all(worker.closed for worker in started.workers[2:])
+    await fleet.close()
+
+
+async def test_a_group_that_kills_every_worker_gives_up():
+    """Out of memory on one long prompt would otherwise go on for ever."""
+    started = Started()
+    fleet = await started.fleet(1)
+
+    class Fragile(FakeWorker):
+        async def sample(self, *args: object, **options: object) -> tuple:  # type: ignore[override]
+            raise WorkerLost("out of memory")
+
+    started._make = lambda index: Fragile()
+    started.workers[0].kill()
+    with pytest.raises(WorkerLost, match=r"task t: 3 rollout workers died while they sampled it\. The logs of the workers"):
+        await fleet.sample(make_task(), n=2)
+
+
+async def test_nothing_is_started_again_while_the_fleet_closes():
+    hold = asyncio.Event()
+    hold.set()
+    started = Started(lambda index: FakeWorker(hold=hold))
+    fleet = await started.fleet(1)
+    hold.clear()
+    sampling = asyncio.create_task(fleet.sample(make_task(), n=1))
+    await settle()
+    await fleet.close()
+    started.workers[0].kill()
+    with pytest.raises(WorkerLost):
+        await sampling
+    assert len(started.workers) == 1
+
+
+async def test_workers_that_started_are_closed_when_another_did_not_start():
+    started = Started()
+
+    async def start(index: int) -> FakeWorker:
+        if index == 1:
+            await asyncio.sleep(0.01)
+            raise RuntimeError("no GPU is left")
+        return await started(index)
+
+    fleet = Fleet(start, num_workers=2, sampling=Sampling(), run_seed=0, discard=started.discard)
+    with suppress(RuntimeError):
+        await fleet.start()
+    await fleet.close()
+    assert [worker.closed for worker in started.workers] == [True]
