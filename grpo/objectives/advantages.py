@@ -18,9 +18,10 @@ def group_normalized(rewards: Tensor, *, epsilon: float = 1e-6) -> Tensor:
 def group_centered(rewards: Tensor) -> Tensor:
     """Advantages of one group: rewards minus their mean. [G] -> [G]
 
-    A flat group has advantage 0 throughout, decided on the rewards themselves: subtracting a rounded mean from 64 rewards of 0.3 leaves
-    noise that a division by its own standard deviation would turn into advantages near 1.
-    Source: Dr. GRPO, arXiv:2503.20783, section 3.1.
+    A flat group has advantage 0 throughout, decided on the rewards themselves: subtracting a rounded mean from 64 rewards of 0.3
+    leaves noise that a division by its own standard deviation would turn into advantages near 1. Raises ValueError for a reward
+    that is not finite.
+    Source: Dr. GRPO, arXiv:2503.20783, section 3.2.
     """
     if not torch.isfinite(rewards).all():
         raise ValueError(f"rewards must be finite numbers, got {rewards.tolist()}.")

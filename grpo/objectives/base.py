@@ -17,8 +17,8 @@ from rollout.types import Group
 class Objective(BaseModel, ABC):
     """From groups to a loss. The class that holds the hyperparameters is their config: one paper, one file.
 
-    `average` says how tokens are weighed (grpo.batch.token_weights). `compares` is whether it learns from differences within a group,
-    which takes a group_size of 2 or more.
+    `average` says how tokens are weighed (grpo.batch.token_weights). `compares` is whether it learns from differences within a
+    group, which takes a group_size of 2 or more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,7 +94,6 @@ def credit_group(group: Group, advantages: Callable[[Tensor], Tensor]) -> list[E
     scored = [i for i, verdict in enumerate(group.verdicts) if verdict.reward is not None]
     if not scored:
         return []
-    # float64: the mean of equal rewards must come out as that reward as often as it can.
     values = advantages(torch.tensor(group.scored_rewards, dtype=torch.float64)).tolist()
     return [
         Example(

@@ -14,15 +14,17 @@ from rollout.types import Group
 
 
 class Dapo(ClippedObjective):
-    """GRPO with a wider upper clip, one average over all tokens of the step, no KL, and only groups that are neither all right nor all wrong.
+    """GRPO with a wider upper clip, one average over all tokens of the step, no KL (section 2.3), and only groups that are neither
+    all right nor all wrong.
 
-    Source: DAPO, arXiv:2503.14476: clip-higher (section 3.1), dynamic sampling (3.2, the constraint of equation 11), token-level loss (3.3,
-    equation 12), soft overlong punishment (3.4; the `length` verifier in the reward mix). Equation 12 averages over the tokens of one group;
-    the authors' code over those of the batch, which we follow: otherwise a token's weight depends on which group it is in.
+    Source: DAPO, arXiv:2503.14476: clip-higher (section 3.1), dynamic sampling (3.2, the constraint of equation 11), token-level
+    loss (3.3, equation 12), soft overlong punishment (3.4, equation 13; the `length` verifier in the reward mix). Equation 12
+    averages over the tokens of one group; the authors' code over those of the batch, which we follow: otherwise a token's weight
+    depends on which group it is in.
     """
 
     name: Literal["dapo"] = Field(default="dapo", description="DAPO, arXiv:2503.14476.")
-    clip_high: float = Field(default=0.28, gt=0, description="Ratios above 1 + clip_high stop counting; 0.28 is section 3.1's.")
+    clip_high: float = Field(default=0.28, gt=0, description="Ratios above 1 + clip_high stop counting; 0.28 is section 4.1's.")
 
     @property
     def average(self) -> Average:

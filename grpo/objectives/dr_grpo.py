@@ -13,10 +13,10 @@ from grpo.objectives.base import ClippedObjective
 
 
 class DrGrpo(ClippedObjective):
-    """Advantages centered but not scaled, and a sum over tokens divided by a constant, so that neither easy groups nor short answers count
-    for more.
+    """Advantages centered but not scaled, and a sum over tokens divided by a constant, so that neither very easy or hard groups nor
+    short right answers count for more.
 
-    Source: Understanding R1-Zero-like training, arXiv:2503.20783, section 3.1-3.2; the constant is the completion budget, as in the
+    Source: Understanding R1-Zero-like training, arXiv:2503.20783, section 3.2; the constant is the completion budget, as in the
     paper's listing 1.
     """
 

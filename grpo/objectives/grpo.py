@@ -15,8 +15,8 @@ from grpo.objectives.base import ClippedObjective
 class Grpo(ClippedObjective):
     """Advantages normalized within the group, clipped surrogate, mean over completions of the mean over tokens.
 
-    Source: DeepSeekMath, arXiv:2402.03300, equation 3 and section 4.1.2. The paper trains with kl_coef 0.04 (section 4.2) and does not
-    give its clip range; we take PPO's 0.2 (arXiv:1707.06347, table 3) and no KL term, since a checked reward needs no leash.
+    Source: DeepSeekMath, arXiv:2402.03300, equation 3 and section 4.1.2. The paper trains with kl_coef 0.04 (section 4.2) and does
+    not give its clip range; we take PPO's 0.2 (arXiv:1707.06347, table 1) and no KL term, since a checked reward needs no leash.
     """
 
     name: Literal["grpo"] = Field(default="grpo", description="GRPO, arXiv:2402.03300.")

@@ -43,5 +43,4 @@ class Sft(Objective):
         ]
 
     def loss(self, logprobs: Tensor, batch: Batch) -> Loss:
-        inside = batch.weights > 0
-        return Loss(-(batch.weights * logprobs.masked_fill(~inside, 0.0)).sum(), {})
+        return Loss(-(batch.weights * logprobs.masked_fill(~batch.mask, 0.0)).sum(), {})

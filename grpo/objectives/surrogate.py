@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """A loss and what to log about it. `sums[name]` is a sum over completion tokens; the learner divides by their number."""
+    """A loss, and what to log about it: `sums[name]` is a sum over completion tokens, which the learner divides by their number."""
 
     value: Tensor
     sums: dict[str, Tensor]
@@ -28,12 +28,13 @@ def clipped_surrogate(
 ) -> Loss:
     """-(weights * gain).sum() with gain = min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) - kl_coef * kl.
 
-    logprobs, behavior_logprobs, ref_logprobs, weights: [N, T], weights 0 outside the completions; advantages: [N].
-    ratio = exp(logprobs - behavior_logprobs). Source: PPO, arXiv:1707.06347, equation 7; DeepSeekMath, arXiv:2402.03300, equation 3.
+    logprobs, behavior_logprobs, ref_logprobs, weights: [N, T], weights 0 outside the completions; advantages: [N]. ratio =
+    exp(logprobs - behavior_logprobs). Source: PPO, arXiv:1707.06347, equation 7; DeepSeekMath, arXiv:2402.03300, equation 3.
 
-    kl is ratio * k3 with k3 = ref/pi - 1 - log(ref/pi). On policy its value is k3 (arXiv:2402.03300, equation 4); differentiated through
-    the ratio as well, its gradient is ratio * log(pi/ref) * grad(logprobs), which is that of the true reverse KL. The papers' code
-    differentiates k3 alone, which gives the gradient of another divergence.
+    kl is ratio * k3 with k3 = ref/pi - 1 - log(ref/pi). On policy its value is k3 (arXiv:2402.03300, equation 4). It is
+    differentiated through the ratio as well, which gives ratio * log(pi/ref) * grad(logprobs): in expectation over the behavior
+    policy the gradient of the reverse KL of the next token's distribution, whatever the ratio. Differentiating k3 alone, as the
+    paper does, gives (1 - ref/pi) * grad(logprobs), the gradient of the forward KL.
     """
     inside = weights > 0
     # Mask before exp: a zero weight does not silence a NaN.
@@ -49,5 +50,5 @@ def clipped_surrogate(
         log_ref = torch.where(inside, ref_logprobs - logprobs, 0.0)
         kl = ratio * (log_ref.exp() - 1 - log_ref)
         gain = gain - kl_coef * kl
-        sums["policy/kl"] = (kl * inside).detach().sum()
+        sums["policy/kl"] = kl.detach().sum()
     return Loss(-(weights * gain).sum(), sums)
