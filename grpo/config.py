@@ -20,7 +20,7 @@ from rollout.engine import EngineConfig
 from rollout.sampling import Sampling
 from rollout.tasks import TasksConfig
 from sandbox.errors import UserError
-from verifiers.options import explain
+from verifiers.options import did_you_mean, explain
 from verifiers.reward import RewardMix, built_in_mixes
 
 
@@ -111,6 +111,8 @@ class TrackingConfig(_Part):
 class RunConfig(_Part):
     """A whole run. Dimensions: `groups_per_step` tasks (P), `group_size` completions for each (G), N = P * G rows per step."""
 
+    model_config = ConfigDict(title="the config")
+
     seed: int = Field(default=0, ge=0, description="Seeds task order, sampling and initialization.")
     steps: int = Field(default=100, ge=1, description="Training steps, each with one sync of the rollout workers.")
     groups_per_step: int = Field(default=16, ge=1, description="Groups an update learns from (P).")
@@ -187,7 +189,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {table} is a value in the config, not a table with a {name} in it.")
+            raise ConfigError(f"--set {override}: {table} is a value in the config, not a table that could hold {name}.")
     if text:
         values[name] = _toml_value(text)
     else:
@@ -227,8 +229,9 @@ def check_together(config: RunConfig, where: str) -> None:
             "raise groups_per_step."
         )
     if config.tasks.rewards not in config.mixes:
+        hint = did_you_mean(config.tasks.rewards, config.mixes)
         raise ConfigError(
-            f"{where}: tasks.rewards names the mix {config.tasks.rewards!r}, which is not defined. Add "
+            f"{where}: tasks.rewards names the mix {config.tasks.rewards!r}, which is not defined. {hint}{' ' if hint else ''}Add "
             f"[rewards.{config.tasks.rewards}], or use one of {', '.join(config.mixes)}."
         )
     if config.sampling.temperature == 0 and config.is_live:
