@@ -94,7 +94,7 @@ class WandbTracker:
         self._attempt(lambda run: run.log(metrics, step=step))
 
     def close(self) -> None:
-        self._attempt(lambda run: run.finish(quiet=True))
+        self._attempt(lambda run: run.finish())
 
     def _attempt(self, action: Any) -> None:
         if self._run is None:
@@ -108,12 +108,9 @@ class WandbTracker:
 
 def start_wandb(*, project: str, entity: str | None, name: str, folder: Path, config: dict[str, Any], run_id: str | None) -> Any:
     """A W&B run: online when a key is known and the server answers, else offline, else None. Never raises."""
-    os.environ.setdefault("WANDB_SILENT", "true")
     for mode in wandb_modes():
         try:
-            import wandb
-
-            return wandb.init(
+            return import_wandb().init(
                 project=project,
                 entity=entity,
                 name=name,
@@ -122,11 +119,19 @@ def start_wandb(*, project: str, entity: str | None, name: str, folder: Path, co
                 id=run_id,
                 resume="allow" if run_id else None,
                 mode=mode,
-                settings=wandb.Settings(init_timeout=30, console="off"),
+                settings=import_wandb().Settings(init_timeout=30, console="off"),
             )
         except Exception as error:  # its client raises many kinds, and none of them is worth a run
             logger.warning("W&B does not start in mode %s: %s: %s", mode, type(error).__name__, error)
     return None
+
+
+def import_wandb() -> Any:
+    """The client, told to keep its messages in its own log: the terminal belongs to the progress display."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb
 
 
 def wandb_modes() -> tuple[WandbMode, ...]:
@@ -139,9 +144,7 @@ def wandb_modes() -> tuple[WandbMode, ...]:
 
 def _has_wandb_key() -> bool:
     try:
-        import wandb
-
-        return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        return bool(os.environ.get("WANDB_API_KEY") or import_wandb().api.api_key)
     except Exception:  # a netrc it cannot read, a settings file it cannot parse: no key then
         logger.debug("W&B could not tell whether there is a key", exc_info=True)
         return False
