@@ -39,7 +39,7 @@ def make_verdict(reward: float | None) -> Verdict:
     """Correct at 1, wrong at 0, unscored at None."""
     if reward is None:
         return Verdict(None, False, (infra("the judge is down"),), cause="fake: the judge is down")
-    score = {0: wrong("not as asked"), 1: correct("as asked")}.get(reward, partial(reward, "in part"))
+    score = {0.0: wrong("not as asked"), 1.0: correct("as asked")}.get(float(reward), partial(reward, "in part"))
     return Verdict(reward, reward == 1, (score,))
 
 

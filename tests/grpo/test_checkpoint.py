@@ -71,7 +71,7 @@ def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights with a flipped bit": (lambda folder: flip_a_bit(folder / "weight.json"), "its file weight.json is damaged"),
     "weights cut short": (lambda folder: truncate(folder / "weight.json"), "its file weight.json is damaged"),
     "weights missing": (lambda folder: (folder / "weight.json").unlink(), "its file weight.json cannot be read (No such file"),
@@ -81,6 +81,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "state with a flipped bit": (lambda folder: flip_a_bit(folder / STATE), f"its file {STATE} is damaged"),
     "state missing": (lambda folder: (folder / STATE).unlink(), f"its file {STATE} cannot be read"),
+    "state missing, and no word of it": (lambda folder: _forget(folder, STATE), f"its file {COMPLETE} is damaged"),
     "mark missing": (lambda folder: (folder / COMPLETE).unlink(), "it was never finished"),
     "mark empty": (lambda folder: (folder / COMPLETE).write_text(""), f"its file {COMPLETE} is damaged"),
     "mark cut short by a line": (lambda folder: _keep_lines(folder / COMPLETE, 1), f"its file {COMPLETE} is damaged"),
@@ -98,6 +99,12 @@ def _into_folder(path: Path) -> None:
 
 def _keep_lines(path: Path, count: int) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:count]))
+
+
+def _forget(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    lines = (folder / COMPLETE).read_text().splitlines()
+    (folder / COMPLETE).write_text("\n".join(line for line in lines if not line.startswith(name)))
 
 
 def _empty(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,20 @@ def folder(path: Path, config: RunConfig | None = None) -> RunFolder:
 # One process at a time
 
 
+def _hold(path: Path, ready: Event) -> None:
+    held = folder(path)
+    ready.set()
+    time.sleep(60)
+    held.release()
+
+
 def test_a_second_process_is_refused_and_told_who_is_there(tmp_path: Path):
-    program = (
-        "import sys; from pathlib import Path; from grpo.folder import RunFolder\n"
-        "folder = RunFolder(Path(sys.argv[1])); folder.acquire(); print('ready', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    other = fork.Process(target=_hold, args=(tmp_path, ready))
+    other.start()
     try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "ready\n"
+        assert ready.wait(30)
         with pytest.raises(UserError) as caught:
             RunFolder(tmp_path).acquire()
         assert str(caught.value) == (
@@ -49,7 +53,7 @@ def test_a_second_process_is_refused_and_told_who_is_there(tmp_path: Path):
         )
     finally:
         other.kill()
-        other.wait()
+        other.join()
     folder(tmp_path)  # a killed process leaves no lock
 
 

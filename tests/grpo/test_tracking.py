@@ -176,7 +176,7 @@ def test_a_client_that_does_not_start_never_stops_the_run(
     import wandb
 
     def fail(**options: Any) -> None:
-        raise wandb.errors.CommError("no route to host")
+        raise wandb.Error("no route to host")
 
     monkeypatch.setattr(wandb, "init", fail)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -244,6 +244,7 @@ async def test_demonstrations_are_learnt(tmp_path: Path, model_path: str):
     losses = [line["loss/value"] for line in curve(tmp_path) if "loss/value" in line]
     assert losses[0] > 3
     assert losses[-1] < losses[0] / 2
+    assert not (tmp_path / "rollouts").exists(), "nothing was sampled"
 
 
 # A sync that goes missing

@@ -29,7 +29,7 @@ def tokenizer(model_path: str) -> Any:
     """One token per character; puts a beginning-of-sequence token before every text, as Llama's does."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = load_tokenizer(model_path)
+    tokenizer: Any = load_tokenizer(model_path)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
     )
@@ -94,7 +94,7 @@ def test_a_recorded_completion_is_ended_and_not_begun(tokenizer: Any):
 def test_every_stop_token_of_the_generation_config_is_known(model_path: str, tmp_path: Path):
     from transformers import GenerationConfig
 
-    tokenizer = load_tokenizer(model_path)
+    tokenizer: Any = load_tokenizer(model_path)
     GenerationConfig(eos_token_id=[7, 9]).save_pretrained(tmp_path)
     assert stop_token_ids(str(tmp_path), tokenizer) == tuple(sorted({tokenizer.eos_token_id, 7, 9}))
     GenerationConfig(eos_token_id=7).save_pretrained(tmp_path)

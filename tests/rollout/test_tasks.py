@@ -146,7 +146,7 @@ def test_a_mistake_in_a_row_names_its_line(tmp_path: Path, row: dict[str, Any], 
 )
 def test_a_template_that_cannot_be_meant_is_refused(config: dict[str, Any], message: str):
     with pytest.raises(ValidationError) as caught:
-        TasksConfig(**{"source": "x.jsonl"} | config)
+        TasksConfig.model_validate({"source": "x.jsonl"} | config)
     assert message in str(caught.value)
 
 
@@ -218,7 +218,7 @@ def test_reasoning_gym_makes_the_same_rows_again():
 def test_hugging_face_datasets_are_read_from_local_folders_and_files(tmp_path: Path):
     import datasets
 
-    data = datasets.Dataset.from_list(ROWS[:3])
+    data: Any = datasets.Dataset.from_list(ROWS[:3])
     data.save_to_disk(tmp_path / "disk")
     datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(tmp_path / "splits")
     (tmp_path / "parquet").mkdir()
