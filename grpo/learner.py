@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from grpo.batch import Batch, Example, make_batch, micro_batches, token_weights
 from grpo.config import LearnerConfig, ModelConfig
-from grpo.metrics import mismatch_metrics
+from grpo.metrics import UpdateTotals
 from grpo.objectives import Objective
-from grpo.objectives.surrogate import Loss
-from grpo.policy import Policy, TokenScores
+from grpo.policy import Policy, load_model
 from rollout.snapshot import write_snapshot
 from rollout.types import Snapshot
-from sandbox.errors import SystemFault
+from rollout.weights import model_weights
+from sandbox.errors import SystemFault, UserError
 
 
 class MismatchTooLarge(SystemFault):
@@ -29,15 +29,15 @@ class MismatchTooLarge(SystemFault):
 
 
 class NotFinite(SystemFault):
-    """The loss or its gradient is not a finite number; the weights are as they were before the step."""
+    """The loss or its gradient is not a finite number; the weights are as they were before the optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
     """All that is needed to make a learner.
 
-    `total_steps` are optimizer steps, for the schedule; `max_tokens` is the completion budget; `max_mismatch` is None when completions may
-    come from older weights, whose log-probabilities rightly differ.
+    `total_steps` are optimizer steps, for the schedule; `max_tokens` is the completion budget; `max_mismatch` is None when
+    completions may come from older weights, whose log-probabilities rightly differ.
     """
 
     model_path: str
@@ -81,67 +81,83 @@ class Learner:
             activation_checkpointing=spec.learner.activation_checkpointing,
         )
         self._optimizer = make_optimizer(self._policy, spec.learner)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: rate_factor(step, spec.learner, spec.total_steps)
-        )
+        self._schedule_step = 0  # mini-batches done, those without a gradient included: the schedule ends when the run does
 
     async def update(self, examples: Sequence[Example]) -> Update:
-        """One training step: `mini_batches` optimizer steps over the examples, each row used once."""
+        """One training step: `mini_batches` optimizer steps over the examples, each row used once.
+
+        A mini-batch without a gradient moves nothing. Raises MismatchTooLarge before any weight has moved, NotFinite before the
+        optimizer step it concerns.
+        """
         return await asyncio.to_thread(self._update, list(examples))
 
     def _update(self, examples: list[Example]) -> Update:
         started = time.perf_counter()
-        totals = _Totals()
-        share = math.ceil(len(examples) / self._config.mini_batches)
-        for start in range(0, len(examples), share):
-            self._optimizer_step(examples[start : start + share], totals)
+        totals = UpdateTotals()
+        share = len(examples) / self._config.mini_batches
+        for i in range(self._config.mini_batches):
+            self._learn(examples[round(i * share) : round((i + 1) * share)], totals)
         return Update(totals.metrics() | {"time/update_s": time.perf_counter() - started})
 
-    def _optimizer_step(self, examples: list[Example], totals: _Totals) -> None:
+    def _learn(self, examples: list[Example], totals: UpdateTotals) -> None:
+        """One optimizer step, if there is anything to learn."""
+        totals.learning_rate = self._config.learning_rate * rate_factor(self._schedule_step, self._config, self._spec.total_steps)
+        self._schedule_step += 1
+        if self._compute_gradient(examples, totals):
+            if not totals.optimizer_steps:
+                self._check_mismatch(totals)
+            self._apply_gradient(totals)
+
+    def _compute_gradient(self, examples: list[Example], totals: UpdateTotals) -> bool:
+        """Leave the gradient of the loss over these examples with the weights. False when no example has one."""
         lengths = torch.tensor([len(example.token_ids) for example in examples])
         weights = token_weights(lengths, self._objective.average, max_tokens=self._spec.max_tokens).tolist()
         # Rows without a gradient keep their place in the weights, and are not sent through the model at all.
-        taught = [i for i, example in enumerate(examples) if self._objective.needs_zero_advantages or example.advantage != 0]
-        totals.rows += len(examples)
-        totals.skipped += len(examples) - len(taught)
-        self._optimizer.zero_grad(set_to_none=True)
+        taught = [i for i, example in enumerate(examples) if self._has_gradient(example)]
         rows = [examples[i] for i in taught]
+        totals.count(examples, rows)
+        self._optimizer.zero_grad()
         for indices in micro_batches(rows, tokens_per_micro_batch=self._config.tokens_per_micro_batch):
             batch = make_batch([rows[i] for i in indices], [weights[taught[i]] for i in indices], device=self._policy.device)
             self._accumulate(batch, totals)
-        totals.optimizer_steps += 1
-        self._check_mismatch(totals)
-        if taught:
-            self._apply_gradient(totals)
+        return bool(rows)
 
-    def _check_mismatch(self, totals: _Totals) -> None:
-        """Before any weight has moved in this training step: do the engine's log-probabilities belong to these weights?"""
-        limit = self._spec.max_mismatch
-        mean = totals.mismatch().get("mismatch/abs_mean", 0.0)
-        if totals.optimizer_steps == 1 and limit is not None and not mean <= limit:
-            raise MismatchTooLarge(
-                f"engine and learner differ by {mean:.3g} in mean |log-probability| on the same tokens, more than learner.max_mismatch = "
-                f"{limit:g}. Either a sync did not reach the engine, or their precisions differ: try engine.dtype and model.dtype float32."
-            )
+    def _has_gradient(self, example: Example) -> bool:
+        return bool(example.token_ids) and (example.advantage != 0 or self._objective.needs_zero_advantages)
 
-    def _accumulate(self, batch: Batch, totals: _Totals) -> None:
+    def _accumulate(self, batch: Batch, totals: UpdateTotals) -> None:
+        temperature = self._spec.temperature
         if self._objective.needs_reference:
-            batch = _with_reference(batch, self._policy.score_reference(batch, temperature=self._spec.temperature))
-        scores = self._policy.score(batch, temperature=self._spec.temperature)
+            ref_logprobs = self._policy.score_reference(batch, temperature=temperature)
+            batch = dataclasses.replace(batch, ref_logprobs=ref_logprobs)
+        scores = self._policy.score(batch, temperature=temperature)
         loss = self._objective.loss(scores.logprobs, batch)
         loss.value.backward()
         totals.add(batch, scores, loss)
 
-    def _apply_gradient(self, totals: _Totals) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise NotFinite(
-                f"the gradient norm is {norm.item()}. The weights are unchanged. Lower learner.learning_rate, or use model.dtype = float32."
+    def _check_mismatch(self, totals: UpdateTotals) -> None:
+        """Before any weight has moved in this training step: do the engine's log-probabilities belong to these weights?"""
+        limit = self._spec.max_mismatch
+        mean = totals.measure_mismatch().get("mismatch/abs_mean", 0.0)
+        if limit is not None and not mean <= limit:
+            raise MismatchTooLarge(
+                f"engine and learner differ by {mean:.3g} in mean |log-probability| on the same tokens, more than "
+                f"learner.max_mismatch = {limit:g}. Either a sync did not reach the engine, or their precisions differ: try "
+                "engine.dtype and model.dtype float32."
             )
-        totals.grad_norm = max(totals.grad_norm, norm.item())
-        totals.learning_rate = self._schedule.get_last_lr()[0]
+
+    def _apply_gradient(self, totals: UpdateTotals) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._config.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise NotFinite(
+                f"the gradient norm is {norm}. The weights are as before this optimizer step. Lower learner.learning_rate, or use "
+                "model.dtype = float32."
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = totals.learning_rate
         self._optimizer.step()
-        self._schedule.step()
+        totals.optimizer_steps += 1
+        totals.grad_norm = max(totals.grad_norm, norm)
 
     async def publish(self, version: int) -> Snapshot:
         """The current weights as the engines load them."""
@@ -162,27 +178,25 @@ class Learner:
             {name: tensor.detach().contiguous() for name, tensor in self._policy.trainable.items()},
             folder / "trainable.safetensors",
         )
-        state = {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict(), "rng": torch.get_rng_state()}
+        state = {"optimizer": self._optimizer.state_dict(), "schedule_step": self._schedule_step, "rng": torch.get_rng_state()}
         torch.save(state, folder / "optimizer.pt")
 
     async def restore(self, folder: str) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote, with the learning rate, betas and decay of this learner's config."""
         await asyncio.to_thread(self._restore, Path(folder))
 
     def _restore(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        saved = load_file(folder / "trainable.safetensors")
-        trainable = self._policy.trainable
-        if saved.keys() != trainable.keys():
-            odd = sorted(saved.keys() ^ trainable.keys())[:3]
-            raise SystemFault(f"{folder}: its weights are not those of this model (differing names: {', '.join(odd)}).")
+        saved, trainable = load_file(folder / "trainable.safetensors"), self._policy.trainable
+        check_same_weights(saved, trainable, where=str(folder))
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(saved[name])
         state = torch.load(folder / "optimizer.pt", weights_only=True)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        options = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": options})
+        self._schedule_step = state["schedule_step"]
         torch.set_rng_state(state["rng"])
 
     async def export(self, folder: str) -> None:
@@ -190,11 +204,12 @@ class Learner:
         await asyncio.to_thread(self._export, Path(folder))
 
     def _export(self, folder: Path) -> None:
-        from grpo.policy import load_model
         from rollout.prompting import load_tokenizer
 
         model = load_model(self._spec.model_path)
-        model.load_state_dict(dict(self._policy.engine_weights(torch.float32)), strict=False)
+        missing, unexpected = model.load_state_dict(dict(self._policy.engine_weights(torch.float32)), strict=False)
+        if odd := sorted({*missing, *unexpected} - model_weights(model).aliases.keys()):
+            raise SystemFault(f"{folder}: the policy and {self._spec.model_path} differ in {len(odd)} weights, first {odd[0]}.")
         model.save_pretrained(folder)
         load_tokenizer(self._spec.model_path).save_pretrained(folder)
 
@@ -202,47 +217,16 @@ class Learner:
         """Nothing outlives the learner's process."""
 
 
-class _Totals:
-    """What the micro-batches of a training step add up to."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.skipped = 0
-        self.optimizer_steps = 0
-        self.grad_norm = 0.0
-        self.learning_rate = 0.0
-        self._tokens = 0
-        self._loss = 0.0
-        self._sums: dict[str, float] = {"policy/entropy": 0.0}
-        self._differences: list[Tensor] = []
-
-    def add(self, batch: Batch, scores: TokenScores, loss: Loss) -> None:
-        self._tokens += int(batch.completion_lengths.sum())
-        self._loss += loss.value.item()
-        for name, value in (loss.sums | {"policy/entropy": scores.entropy.sum()}).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.item()
-        if batch.behavior_logprobs is not None and self.optimizer_steps == 0:
-            self._differences.append((scores.logprobs.detach() - batch.behavior_logprobs)[batch.mask].cpu())
-
-    def mismatch(self) -> dict[str, float]:
-        """Of the first optimizer step only: the later ones are meant to differ from the engine."""
-        return mismatch_metrics(torch.cat(self._differences)) if self._differences else {}
-
-    def metrics(self) -> dict[str, float]:
-        return {
-            "loss/value": self._loss / self.optimizer_steps,
-            "policy/grad_norm": self.grad_norm,
-            "policy/learning_rate": self.learning_rate,
-            "learner/rows": self.rows,
-            "learner/skipped_fraction": self.skipped / self.rows,
-            "learner/optimizer_steps": self.optimizer_steps,
-            **{name: value / max(1, self._tokens) for name, value in self._sums.items()},
-            **self.mismatch(),
-        }
-
-
-def _with_reference(batch: Batch, ref_logprobs: Tensor) -> Batch:
-    return dataclasses.replace(batch, ref_logprobs=ref_logprobs)
+def check_same_weights(saved: Mapping[str, Tensor], trainable: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise UserError unless the weights of a checkpoint have the names and shapes of those that are trained."""
+    found, expected = ({name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, trainable))
+    odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if odd:
+        raise UserError(
+            f"{where}: its weights are not those of this model: {len(odd)} differ, first {odd[0]}, with shape "
+            f"{found.get(odd[0], 'none')} there and {expected.get(odd[0], 'none')} here. Resume with the model and model.lora it "
+            "was saved with, or start over with --fresh."
+        )
 
 
 def compute_dtype(name: str, device: str) -> torch.dtype:
@@ -259,7 +243,7 @@ def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def rate_factor(step: int, config: LearnerConfig, total_steps: int) -> float:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from grpo.batch import Batch, Example
 from rollout.types import Group
 from verifiers.types import Outcome
 
+if TYPE_CHECKING:
+    from grpo.objectives.surrogate import Loss
+    from grpo.policy import TokenScores
+
 # Name -> meaning. `{verifier}` stands for a component of the reward mix, `{outcome}` for one of verifiers.types.Outcome.
 METRICS: dict[str, str] = {
-    "reward/mean": "mean reward of the scored completions learnt from",
+    "reward/mean": "mean reward of the scored completions",
     "reward/std": "their population standard deviation",
     "reward/{verifier}": "mean value of one verifier over the scores that are not infra",
     "outcome/{verifier}_{outcome}": "share of completions with this outcome in this verifier",
-    "group/accuracy": "share of completions that are correct",
+    "group/accuracy": "share of the scored completions that are correct",
     "group/flat_fraction": "share of groups whose rewards are all equal, which teach nothing",
     "completion/length_mean": "mean completion length in tokens, stop token included",
     "completion/length_max": "longest completion in tokens",
@@ -30,22 +36,21 @@ METRICS: dict[str, str] = {
     "collector/lag_mean": "mean number of updates between sampling and learning",
     "verify/unscored_fraction": "share of completions without a reward, through our fault",
     "fleet/lost_workers": "rollout workers replaced since the start",
-    "loss/value": "the loss",
-    "policy/entropy": "mean entropy in nats of the distributions that completion tokens were drawn from",
-    "policy/clipped_fraction": "share of tokens whose gradient the clip removed",
-    "policy/kl": "mean estimate (k3) of the KL to the reference policy, in nats per token",
+    "loss/value": "the loss, a mean over the optimizer steps",
+    "policy/entropy": "mean entropy in nats of the distributions at the computed completion tokens",
+    "policy/clipped_fraction": "share of the computed tokens whose gradient the clip removed",
+    "policy/kl": "mean estimate (k3, weighed by the ratio) of the KL to the reference policy, in nats per token",
     "policy/grad_norm": "gradient norm before clipping, the largest of the step's optimizer steps",
-    "policy/learning_rate": "learning rate of the last optimizer step",
+    "policy/learning_rate": "learning rate of the training step, the last one when it has several optimizer steps",
     "learner/rows": "completions in the update",
     "learner/skipped_fraction": "share of them that carry no gradient and were not computed",
-    "learner/optimizer_steps": "optimizer steps of this training step",
+    "learner/optimizer_steps": "optimizer steps of this training step; fewer than mini_batches where no row carries a gradient",
     "mismatch/abs_mean": "mean |learner - engine| log-probability of the sampled tokens, before the update",
     "mismatch/abs_max": "its maximum",
     "mismatch/ratio_p01": "1st percentile of the probability ratio learner / engine",
     "mismatch/ratio_p99": "99th percentile of the same",
     "time/rollout_s": "seconds the step waited for its groups",
     "time/update_s": "seconds of the update",
-    "time/publish_s": "seconds of writing the snapshot",
     "time/load_s": "seconds until every worker had loaded it",
     "time/evaluate_s": "seconds of evaluation",
     "time/step_s": "seconds of the whole step",
@@ -59,19 +64,20 @@ METRICS: dict[str, str] = {
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the groups of a step look like: rewards, outcomes, lengths."""
     completions = [completion for group in groups for completion in group.completions]
-    verdicts = [verdict for group in groups for verdict in group.verdicts]
-    rewards = torch.tensor([verdict.reward for verdict in verdicts if verdict.reward is not None], dtype=torch.float64)
+    rewards = torch.tensor([reward for group in groups for reward in group.scored_rewards], dtype=torch.float64)
     lengths = [len(completion.token_ids) for completion in completions]
-    return {
-        "reward/mean": rewards.mean().item(),
-        "reward/std": rewards.std(correction=0).item(),
-        "group/accuracy": sum(verdict.is_correct for verdict in verdicts) / len(verdicts),
+    metrics = {
         "group/flat_fraction": sum(group.is_flat for group in groups) / len(groups),
         "completion/length_mean": sum(lengths) / len(lengths),
         "completion/length_max": max(lengths),
         "completion/truncated_fraction": sum(c.finish_reason == "length" for c in completions) / len(completions),
         "completion/tokens": sum(lengths),
-    } | _verifier_metrics(groups)
+    }
+    if len(rewards):
+        metrics["reward/mean"] = rewards.mean().item()
+        metrics["reward/std"] = rewards.std(correction=0).item()
+        metrics["group/accuracy"] = sum(group.num_correct for group in groups) / len(rewards)
+    return metrics | _verifier_metrics(groups)
 
 
 def _verifier_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -100,3 +106,51 @@ def mismatch_metrics(differences: Tensor) -> dict[str, float]:
         "mismatch/ratio_p01": low.exp().item(),
         "mismatch/ratio_p99": high.exp().item(),
     }
+
+
+class UpdateTotals:
+    """What the micro-batches of a training step add up to. Sums stay on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.optimizer_steps = 0
+        self.grad_norm = 0.0
+        self.learning_rate = 0.0
+        self._num_rows = 0
+        self._num_skipped = 0
+        self._num_tokens = 0
+        self._sums: dict[str, Tensor] = {}
+        self._differences: list[Tensor] = []
+        self._mismatch: dict[str, float] = {}
+
+    def count(self, examples: Sequence[Example], computed: Sequence[Example]) -> None:
+        """Note the rows of a mini-batch, and those of them that go through the model."""
+        self._num_rows += len(examples)
+        self._num_skipped += len(examples) - len(computed)
+        self._num_tokens += sum(len(example.token_ids) for example in computed)
+
+    def add(self, batch: Batch, scores: TokenScores, loss: Loss) -> None:
+        sums = loss.sums | {"policy/entropy": scores.entropy.sum(), "loss/value": loss.value}
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
+        # Once a weight has moved, learner and engine are meant to differ.
+        if batch.behavior_logprobs is not None and not self.optimizer_steps:
+            self._differences.append((scores.logprobs.detach() - batch.behavior_logprobs)[batch.mask])
+
+    def measure_mismatch(self) -> dict[str, float]:
+        """Between engine and learner, on what has been added so far."""
+        if self._differences:
+            self._mismatch = mismatch_metrics(torch.cat(self._differences))
+        return self._mismatch
+
+    def metrics(self) -> dict[str, float]:
+        sums = {name: value.item() for name, value in self._sums.items()}
+        return {
+            "loss/value": sums.pop("loss/value", 0.0) / max(1, self.optimizer_steps),
+            "policy/grad_norm": self.grad_norm,
+            "policy/learning_rate": self.learning_rate,
+            "learner/rows": self._num_rows,
+            "learner/skipped_fraction": self._num_skipped / max(1, self._num_rows),
+            "learner/optimizer_steps": self.optimizer_steps,
+            **{name: value / self._num_tokens for name, value in sums.items()},
+            **self._mismatch,
+        }
