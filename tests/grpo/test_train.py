@@ -1,107 +1,35 @@
-"""The loop run whole, without Ray: in order, resumed, stopped, with lag, on recorded groups, and with a sync that goes missing."""
+"""The loop run whole, without Ray: what happens when, with lag, on recorded groups, and with a sync that goes missing."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import io
 import math
 from pathlib import Path
-from typing import Any
 
 import pyarrow.dataset
 import pytest
-from rich.console import Console
 
 from grpo.checkpoint import Checkpoints
-from grpo.config import CheckpointConfig, EvaluationConfig, LearnerConfig, RunConfig
-from grpo.folder import RunFolder
-from grpo.learner import Learner, MismatchTooLarge
+from grpo.config import EvaluationConfig, LearnerConfig
+from grpo.learner import MismatchTooLarge
 from grpo.objectives import Sft
-from grpo.run import Run, learner_spec
-from grpo.state import RunState
 from grpo.tiny_model import make_tiny_model
-from grpo.tracking import RolloutStore, read_metrics
 from grpo.train import train
 from rollout.engine import EngineConfig
 from rollout.errors import NoSignal
-from rollout.fleet import Fleet
 from rollout.sampling import Sampling
-from rollout.snapshot import discard
-from rollout.tasks import TasksConfig, TaskSet, TaskStream
+from rollout.tasks import TasksConfig
 from rollout.types import Completion, Snapshot
 from rollout.worker import RolloutWorker, WorkerSpec
-from tests.fakes import FakeLearner, FakeVerifiers, FakeWorker, is_right, make_tasks
+from tests.fakes import FakeLearner, FakeVerifiers
+from tests.grpo.fake_runs import config, curve, make_run, real_learner, steps_with, trained
 from verifiers.types import Task
 
-TASKS = make_tasks(24)
-TASK_SET = TaskSet(TASKS[4:], TASKS[:4], {task.id: f"\\boxed{{{task.reference}}}" for task in TASKS[4:]}, 0)
 
-
-def config(**changes: Any) -> RunConfig:
-    values = {
-        "steps": 6,
-        "groups_per_step": 3,
-        "group_size": 4,
-        "tasks": TasksConfig(source="unused.jsonl"),
-        "sampling": Sampling(max_tokens=12),
-        "learner": LearnerConfig(learning_rate=1e-2),
-        "evaluation": EvaluationConfig(every=3),
-        "checkpoints": CheckpointConfig(every=2, keep=9),
-    }
-    return RunConfig(**values | changes)
-
-
-def make_run(
-    folder: Path, learner: Any, settings: RunConfig, *, worker: Any = FakeWorker, model_path: str = "", **parts: Any
-) -> Run:
-    async def start_worker(index: int) -> Any:
-        return worker()
-
-    place = RunFolder(folder)
-    place.path.mkdir(exist_ok=True)
-    return Run(
-        config=settings,
-        folder=place,
-        task_set=TASK_SET,
-        tasks=TaskStream(TASK_SET.train, seed=settings.seed),
-        learner=learner,
-        checkpoints=Checkpoints(place.checkpoints, keep=settings.checkpoints.keep),
-        rollouts=RolloutStore(place.rollouts, every=1),
-        model_path=model_path,
-        console=Console(file=io.StringIO()),
-        title="test",
-        **{
-            "fleet": Fleet(
-                start_worker,
-                num_workers=settings.engine.num_workers,
-                sampling=settings.sampling,
-                run_seed=settings.seed,
-                discard=discard,
-            ),
-            "verifiers": FakeVerifiers(is_right),
-        }
-        | parts,
-    )
-
-
-async def trained(run: Run) -> RunState:
-    await run.fleet.start()
-    try:
-        return await train(run)
-    finally:
-        run.tracker.close()
-        await run.fleet.close()
-
-
-def curve(folder: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl without what a clock says."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not name.startswith(("time/", "speed/"))} for line in lines]
-
-
-def steps_with(folder: Path, name: str) -> list[int]:
-    return [line["step"] for line in curve(folder) if name in line]
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("model"), seed=0, hidden_size=32, num_layers=1))
 
 
 def test_the_loop_is_meant_to_be_read_whole():
@@ -156,85 +84,6 @@ async def test_with_lag_the_same_loop_learns_from_older_groups_within_bounds(tmp
     state = Checkpoints(tmp_path / "checkpoints", keep=1).latest()
     assert state is not None
     assert len(state.cursor.unfinished) == 3, "the groups that ran ahead were not learnt from"
-
-
-# Resuming
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_model(tmp_path_factory.mktemp("model"), seed=0, hidden_size=32, num_layers=1))
-
-
-class Crash(Exception):
-    """What kills the process in the middle of a step."""
-
-
-def real_learner(folder: Path, settings: RunConfig, model_path: str, *, crash_at: int | None = None, **changes: Any) -> Any:
-    """A tiny model with AdamW. `crash_at` is the update that does not come back."""
-
-    class Crashing(Learner):
-        num_updates = 0
-
-        async def update(self, examples: Any) -> Any:
-            self.num_updates += 1
-            if self.num_updates == crash_at:
-                raise Crash
-            return await super().update(examples)
-
-    spec = learner_spec(settings, model_path, device="cpu", snapshots=folder / "snapshots")
-    return Crashing(dataclasses.replace(spec, **changes))
-
-
-async def fingerprint(learner: Any) -> str:
-    return (await learner.publish(99)).fingerprint
-
-
-@pytest.mark.parametrize("is_live", [True, False], ids=["live", "recorded"])
-async def test_a_run_that_crashed_and_resumed_equals_one_that_did_not_to_the_bit(tmp_path: Path, model_path: str, is_live: bool):
-    """Its fourth update never comes back: it goes on from the checkpoint of step 2, through AdamW's moments and a schedule."""
-    recorded = {"tasks": TasksConfig(source="unused.jsonl", completion="{x}"), "objective": Sft()}
-    settings = config(learner=LearnerConfig(learning_rate=1e-2, warmup_steps=2, schedule="cosine"), **({} if is_live else recorded))
-    steady = real_learner(tmp_path, settings, model_path, max_mismatch=None)
-    one = await trained(make_run(tmp_path / "one", steady, settings, model_path=model_path))
-
-    crashing = real_learner(tmp_path, settings, model_path, max_mismatch=None, crash_at=4)
-    with pytest.raises(Crash):
-        await trained(make_run(tmp_path / "two", crashing, settings, model_path=model_path))
-    resumed = real_learner(tmp_path, settings, model_path, max_mismatch=None)
-    assert await fingerprint(resumed) != await fingerprint(steady)
-    two = await trained(make_run(tmp_path / "two", resumed, settings, model_path=model_path))
-
-    assert curve(tmp_path / "one") == curve(tmp_path / "two")
-    assert await fingerprint(steady) == await fingerprint(resumed)
-    assert one.cursor == two.cursor
-    assert [e.model_copy(update={"seconds": 0}) for e in one.evaluations] == [
-        e.model_copy(update={"seconds": 0}) for e in two.evaluations
-    ]
-
-
-async def test_a_requested_stop_ends_after_the_step_with_a_checkpoint(tmp_path: Path):
-    learner = FakeLearner()
-    run = make_run(tmp_path, learner, config(steps=20, checkpoints=CheckpointConfig(every=20)))
-    update = learner.update
-
-    async def stopping(examples: Any) -> Any:
-        if len(learner.published) == 3:
-            run.request_stop()
-        return await update(examples)
-
-    learner.update = stopping  # type: ignore[method-assign]
-    state = await trained(run)
-    assert state.step == 3
-    assert Checkpoints(tmp_path / "checkpoints", keep=1).latest() == state
-
-
-async def test_a_resumed_run_says_from_where(tmp_path: Path):
-    await trained(make_run(tmp_path, FakeLearner(), config(steps=4)))
-    run = make_run(tmp_path, FakeLearner(), config(steps=6))
-    assert (await trained(run)).step == 6
-    assert isinstance(run.console.file, io.StringIO)
-    assert "test: resuming from step 4 of 6" in run.console.file.getvalue()
 
 
 async def test_demonstrations_are_learnt(tmp_path: Path, model_path: str):

@@ -1,4 +1,4 @@
-"""What the collector keeps going, drops, hands out, and gives up on; and how several things are waited for."""
+"""What the collector keeps going, drops, hands out, and gives up on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rollout.collector import Collector
 from rollout.errors import NoSignal, TooManyUnscored
 from rollout.tasks import TaskStream
 from rollout.types import Group
-from rollout.waiting import all_of
 from tests.fakes import make_group, make_tasks
 from verifiers.types import Task
 
@@ -288,35 +287,3 @@ async def test_the_collector_itself_takes_little_of_a_step():
     await taking
     await collector.close()
     assert asyncio.get_running_loop().time() - started < 2  # 0.05 s on an idle core
-
-
-# Waiting
-
-
-async def test_all_results_come_in_order():
-    async def later(value: int, turns: int) -> int:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        return value
-
-    assert await all_of([later(1, 3), later(2, 1), later(3, 0)]) == [1, 2, 3]
-    assert await all_of([]) == []
-
-
-async def test_the_first_failure_ends_the_others_before_it_is_raised():
-    ended: list[str] = []
-
-    async def slow() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0)
-            ended.append("slow")
-
-    async def failing() -> None:
-        await asyncio.sleep(0)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        await all_of([slow(), failing(), slow()])
-    assert ended == ["slow", "slow"]

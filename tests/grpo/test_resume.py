@@ -1,0 +1,69 @@
+"""Stopped, crashed and resumed: the run is the one that was never stopped."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.checkpoint import Checkpoints
+from grpo.config import CheckpointConfig, LearnerConfig
+from grpo.objectives import Sft
+from grpo.tiny_model import make_tiny_model
+from rollout.tasks import TasksConfig
+from tests.fakes import FakeLearner
+from tests.grpo.fake_runs import Crash, config, curve, fingerprint, make_run, real_learner, trained
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("model"), seed=0, hidden_size=32, num_layers=1))
+
+
+@pytest.mark.parametrize("is_live", [True, False], ids=["live", "recorded"])
+async def test_a_run_that_crashed_and_resumed_equals_one_that_did_not_to_the_bit(tmp_path: Path, model_path: str, is_live: bool):
+    """Its fourth update never comes back: it goes on from the checkpoint of step 2, through AdamW's moments and a schedule."""
+    recorded = {"tasks": TasksConfig(source="unused.jsonl", completion="{x}"), "objective": Sft()}
+    settings = config(learner=LearnerConfig(learning_rate=1e-2, warmup_steps=2, schedule="cosine"), **({} if is_live else recorded))
+    steady = real_learner(tmp_path, settings, model_path, max_mismatch=None)
+    one = await trained(make_run(tmp_path / "one", steady, settings, model_path=model_path))
+
+    crashing = real_learner(tmp_path, settings, model_path, max_mismatch=None, crash_at=4)
+    with pytest.raises(Crash):
+        await trained(make_run(tmp_path / "two", crashing, settings, model_path=model_path))
+    resumed = real_learner(tmp_path, settings, model_path, max_mismatch=None)
+    assert await fingerprint(resumed) != await fingerprint(steady)
+    two = await trained(make_run(tmp_path / "two", resumed, settings, model_path=model_path))
+
+    assert curve(tmp_path / "one") == curve(tmp_path / "two")
+    assert await fingerprint(steady) == await fingerprint(resumed)
+    assert one.cursor == two.cursor
+    assert [e.model_copy(update={"seconds": 0}) for e in one.evaluations] == [
+        e.model_copy(update={"seconds": 0}) for e in two.evaluations
+    ]
+
+
+async def test_a_requested_stop_ends_after_the_step_with_a_checkpoint(tmp_path: Path):
+    learner = FakeLearner()
+    run = make_run(tmp_path, learner, config(steps=20, checkpoints=CheckpointConfig(every=20)))
+    update = learner.update
+
+    async def stopping(examples: Any) -> Any:
+        if len(learner.published) == 3:
+            run.request_stop()
+        return await update(examples)
+
+    learner.update = stopping  # type: ignore[method-assign]
+    state = await trained(run)
+    assert state.step == 3
+    assert Checkpoints(tmp_path / "checkpoints", keep=1).latest() == state
+
+
+async def test_a_resumed_run_says_from_where(tmp_path: Path):
+    await trained(make_run(tmp_path, FakeLearner(), config(steps=4)))
+    run = make_run(tmp_path, FakeLearner(), config(steps=6))
+    assert (await trained(run)).step == 6
+    assert isinstance(run.console.file, io.StringIO)
+    assert "test: resuming from step 4 of 6" in run.console.file.getvalue()
