@@ -154,7 +154,9 @@ def _verify(args: argparse.Namespace) -> int:
         config = load_config(args.config)
         mixes, plugins = config.mixes, (*config.plugins, *plugins)
     summary = verify_file(args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers)
-    print(summary)
+    mean = "" if summary.mean_reward is None else f", mean reward {summary.mean_reward:.3f}"
+    faults = "".join(f"; {count} without a reward: {cause}" for cause, count in summary.faults.most_common())
+    print(f"{summary.num_lines} lines, {summary.num_judged} judged, {summary.num_correct} correct{mean}{faults} -> {args.output}")
     return 0
 
 
