@@ -212,6 +212,8 @@ def _engine_arguments(model_path: str, config: EngineConfig, device: str) -> dic
         "max_num_seqs": config.max_num_seqs,
         "tensor_parallel_size": config.tensor_parallel_size,
         "enable_prefix_caching": True,
+        # A prompt cut in two rewinds its request's seeded generator, which raises on a CPU: prompts are taken whole.
+        "enable_chunked_prefill": device != "cpu",
         "logprobs_mode": "processed_logprobs",  # the default ones are taken before temperature
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

@@ -155,3 +155,17 @@ def test_more_context_than_the_model_has_is_refused(tmp_path: Path):
         VllmEngine(
             model_folder(tmp_path, is_tied=True), EngineConfig(max_model_len=4096), stop_token_ids=[], device="cpu", in_process=True
         )
+
+
+@pytest.mark.vllm
+async def test_more_prompt_tokens_than_one_step_takes_are_sampled_with_their_seeds(engine: VllmEngine, tmp_path: Path):
+    """vLLM would cut a prompt in two where a step is full, and rewind the seeded generator of the cut request: its CPU one cannot."""
+    snapshot, _ = publish(tmp_path, version=1)
+    await engine.load(snapshot)
+    prompts = [(5 + i, *([7] * 90)) for i in range(32)]  # no two share a block of the prefix cache
+    sampling = Sampling(max_tokens=4)
+
+    crowd = await asyncio.gather(*(engine.generate(prompt, sampling, n=1, seed=i) for i, prompt in enumerate(prompts)))
+    alone = await engine.generate(prompts[-1], sampling, n=1, seed=31)
+
+    assert crowd[-1] == alone
