@@ -1,1 +1,1 @@
-"""Learn from groups, and run the whole: objectives, learner, loop, checkpoints, command line. Imports `rollout`, `verifiers`, `sandbox`."""
+"""Learn from groups, and run the whole: objectives, learner, loop, checkpoints, command line. The topmost package."""

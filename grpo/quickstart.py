@@ -1,7 +1,7 @@
 """The quickstart's worked examples: sums added digit by digit, by a pupil who forgets to carry more often than not.
 
-Supervised fine-tuning copies the pupil, mistakes included. What GRPO adds can then be seen: from checked answers alone the model learns
-to carry always, which no imitation of these examples could teach it.
+Supervised fine-tuning copies the pupil, mistakes included. What GRPO adds can then be seen: from checked answers alone the model
+learns to carry always, which no imitation of these examples could teach it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 import math
 import os
@@ -17,16 +16,16 @@ from rich.console import Console
 
 from grpo.checkpoint import Checkpoints
 from grpo.cluster import Cluster
-from grpo.config import ConfigError, RunConfig
+from grpo.config import RunConfig
 from grpo.evaluate import evaluate
 from grpo.folder import RunFolder
 from grpo.learner import Learner, LearnerSpec
+from grpo.prepare import check_engine, fitting, prepare_model
 from grpo.progress import ProgressTracker
 from grpo.state import Evaluation, RunState
-from grpo.tiny_model import make_tiny_model
 from grpo.tracking import JsonlTracker, RolloutStore, Tracker, Tracking, WandbTracker
 from rollout.collector import Collector, Rollout, Source
-from rollout.errors import ModelError, WorkerLost
+from rollout.errors import WorkerLost
 from rollout.fleet import Fleet
 from rollout.prompting import make_prompting
 from rollout.recorded import RecordedGroups
@@ -60,6 +59,7 @@ class Run:
     started: float = dataclasses.field(default_factory=time.perf_counter)
     stop_requested: bool = False
     _elapsed_before: float = 0.0
+    _source: Source | None = None
     _lap_started: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
@@ -68,6 +68,10 @@ class Run:
 
     def source(self, rollout: Rollout) -> Source:
         """Live groups, or the recorded ones of the tasks."""
+        self._source = self._make_source(rollout)
+        return self._source
+
+    def _make_source(self, rollout: Rollout) -> Source:
         config = self.config
         if config.is_live:
             return Collector(
@@ -138,6 +142,11 @@ class Run:
         self._lap_started = time.perf_counter()
         return evaluation
 
+    async def close(self) -> None:
+        """Abandon the groups that are under way."""
+        if self._source is not None:
+            await self._source.close()
+
     def request_stop(self) -> None:
         """End after the step under way, with a checkpoint."""
         self.stop_requested = True
@@ -155,6 +164,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
     device = pick_device(config.device)
     check_engine(config)
     model_path = prepare_model(config, folder)
+    task_set = fitting(task_set, config, model_path)
     sweep_snapshots()
     snapshots = snapshot_folder(folder.path.name)
     cluster = Cluster(config.ray_address, logs=folder.logs)
@@ -173,8 +183,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             learner, verifiers, _ = await all_of(starting)
             for part in (learner, verifiers, fleet):
                 parts.push_async_callback(part.close)
-            await verifiers.prepare((*task_set.train, *task_set.held_out))
-            yield Run(
+            run = Run(
                 config=config,
                 folder=folder,
                 task_set=task_set,
@@ -188,6 +197,8 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
                 console=console,
                 title=title,
             )
+            parts.push_async_callback(run.close)
+            yield run
     finally:
         cluster.shutdown()
         with contextlib.suppress(OSError):
@@ -259,26 +270,3 @@ def gpu_share(config: RunConfig, num_gpus: float) -> float:
     """GPUs per actor: whole ones when there are enough for the learner and every worker, else equal shares of what there is."""
     wanted = 1 + config.engine.num_workers * config.engine.tensor_parallel_size
     return 1.0 if num_gpus >= wanted else math.floor(100 * num_gpus / wanted) / 100
-
-
-def check_engine(config: RunConfig) -> None:
-    if config.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            'engine.kind is "vllm", which is not installed. Install requirements/cpu.lock or requirements/cuda.lock, or use '
-            "--set engine.kind=hf, which needs nothing more."
-        )
-
-
-def prepare_model(config: RunConfig, folder: RunFolder) -> str:
-    """Where the policy is loaded from; makes the embedded tiny model in the run folder when the config asks for it."""
-    path = config.model.path
-    if path == "tiny":
-        place = folder.path / "tiny-model"
-        if not (place / "config.json").exists():
-            make_tiny_model(place, seed=config.seed)
-        return str(place.resolve())
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
-            raise ModelError(f"model.path = {path!r}: the folder holds no config.json. Give a model folder in Hugging Face form.")
-        return str(Path(path).resolve())
-    return path

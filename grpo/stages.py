@@ -17,6 +17,7 @@ from rich.console import Console
 from grpo.checkpoint import Checkpoints
 from grpo.config import ConfigError, RunConfig, load_config
 from grpo.folder import RunFolder
+from grpo.prepare import check_references
 from grpo.progress import curve
 from grpo.run import Run, is_complete, open_run
 from grpo.state import RunState
@@ -49,7 +50,7 @@ class Stage:
 def plan(path: Path, overrides: Sequence[str], run_dir: Path | None, *, seen: tuple[Path, ...] = ()) -> list[Stage]:
     """The stages of a config file in the order they run: those it starts from first.
 
-    A stage's run lives in runs/NAME, where NAME is its file's. `run_dir` is another place for the last one; the others lie beside it.
+    A stage's run lives in runs/NAME, after its file. `run_dir` is another place for the last one; the others lie beside it.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path}: model.start_from leads back to this file. The first stage starts from a model.path alone.")
@@ -110,7 +111,8 @@ def prepare_folder(stage: Stage, *, fresh: bool, overwrite: bool, allow_changes:
 async def run_stage(stage: Stage, console: Console) -> RunState:
     """One stage from where it stands to its end, with its model exported. Raises Interrupted when stopped on request."""
     started = time.perf_counter()
-    task_set = load_tasks(stage.config.tasks, base=Path())
+    task_set = load_tasks(stage.config.tasks)
+    await check_references(stage.config, task_set)
     console.print(
         f"{stage.title}: {len(task_set.train)} training tasks, {len(task_set.held_out)} held out; starting Ray and the workers, "
         f"logs in {stage.folder.logs}",
@@ -127,6 +129,8 @@ async def run_stage(stage: Stage, console: Console) -> RunState:
                 run.tracker.close()
             if run.stop_requested and not is_complete(stage.config, state):
                 raise Interrupted(f"stopped at step {state.step} of {stage.config.steps}")
+            if not run.checkpoints.paths():  # it had reached its accuracy before the first step
+                await run.checkpoints.save(state, run.learner)
             await export_model(run)
     return state
 

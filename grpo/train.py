@@ -37,5 +37,4 @@ async def train(run: Run) -> RunState:
             state = state.evaluated(await run.evaluate(state.step))
         if run.checkpoint_is_due(state):
             await run.checkpoints.save(state, run.learner)
-    await source.close()
     return state

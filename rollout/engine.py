@@ -31,7 +31,7 @@ class EngineConfig(BaseModel):
 
 
 class Engine(Protocol):
-    """One model that samples. Made by its class's constructor, which may take a while; all methods are safe to call concurrently."""
+    """One model that samples. Its constructor may take a while; all methods are safe to call concurrently."""
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, n: int, seed: int) -> list[Generation]:
         """n continuations of one prompt; continuation i is sampled with `seed + i`, whatever else is in the batch.

@@ -159,7 +159,7 @@ def test_more_context_than_the_model_has_is_refused(tmp_path: Path):
 
 @pytest.mark.vllm
 async def test_more_prompt_tokens_than_one_step_takes_are_sampled_with_their_seeds(engine: VllmEngine, tmp_path: Path):
-    """vLLM would cut a prompt in two where a step is full, and rewind the seeded generator of the cut request: its CPU one cannot."""
+    """vLLM would cut a prompt in two where a step is full, and then rewind its seeded generator, which a CPU's cannot do."""
     snapshot, _ = publish(tmp_path, version=1)
     await engine.load(snapshot)
     prompts = [(5 + i, *([7] * 90)) for i in range(32)]  # no two share a block of the prefix cache

@@ -1,0 +1,74 @@
+"""What is checked and made before anything costly starts: engine, model folder, references, prompts that fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+from pathlib import Path
+
+from grpo.config import ConfigError, RunConfig
+from grpo.folder import RunFolder
+from grpo.tiny_model import make_tiny_model
+from rollout.errors import ModelError
+from rollout.prompting import make_prompting
+from rollout.tasks import TaskSet
+from verifiers.service import VerifierService
+
+logger = logging.getLogger(__name__)
+
+
+def check_engine(config: RunConfig) -> None:
+    if config.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            'engine.kind is "vllm", which is not installed. Install requirements/cpu.lock or requirements/cuda.lock, or use '
+            "--set engine.kind=hf, which needs nothing more."
+        )
+
+
+def prepare_model(config: RunConfig, folder: RunFolder) -> str:
+    """Where the policy is loaded from; makes the embedded tiny model in the run folder when the config asks for it."""
+    path = config.model.path
+    if path == "tiny":
+        place = folder.path / "tiny-model"
+        if not (place / "config.json").exists():
+            make_tiny_model(place, seed=config.seed)
+        return str(place.resolve())
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise ModelError(f"model.path = {path!r}: the folder holds no config.json. Give a model folder in Hugging Face form.")
+        return str(Path(path).resolve())
+    return path
+
+
+def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
+    """The tasks whose prompt leaves room for a completion in the model's length; the others are counted in a warning."""
+    from transformers import AutoConfig
+
+    longest = config.engine.max_model_len or getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
+    if longest is None:
+        return task_set
+    prompting = make_prompting(model_path, system=config.tasks.system, chat=config.tasks.chat)
+    too_long = {task.id for task in (*task_set.train, *task_set.held_out) if len(prompting.prompt_ids(task)) >= longest}
+    if not too_long:
+        return task_set
+    logger.warning(
+        "%d of %d tasks are left out: their prompts do not fit into the model's %d tokens (the first is %s)",
+        *(len(too_long), len(task_set.train) + len(task_set.held_out), longest, min(too_long)),
+    )
+    train, held_out = (tuple(task for task in part if task.id not in too_long) for part in (task_set.train, task_set.held_out))
+    if not train or not held_out:
+        raise ModelError(
+            f"{model_path}: no {'held-out' if train else 'training'} task fits into {longest} tokens. Raise engine.max_model_len, "
+            "use a model for longer texts, or give shorter prompts."
+        )
+    return dataclasses.replace(task_set, train=train, held_out=held_out)
+
+
+async def check_references(config: RunConfig, task_set: TaskSet) -> None:
+    """Refuse an unknown verifier, or a reference that none understands, before anything costly starts."""
+    verifiers = VerifierService(config.rewards, plugins=config.plugins)
+    try:
+        await verifiers.prepare((*task_set.train, *task_set.held_out))
+    finally:
+        await verifiers.close()
