@@ -85,7 +85,9 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     if metrics.get("collector/lag_mean"):
         parts.append(f"lag {metrics['collector/lag_mean']:.1f}")
     timing = ", ".join(
-        f"{part} {metrics[f'time/{part}_s']:.1f}" for part in ("rollout", "update", "load") if f"time/{part}_s" in metrics
+        f"{part} {metrics[f'time/{part}_s']:.1f}"
+        for part in ("rollout", "update", "load")
+        if metrics.get(f"time/{part}_s", 0) >= 0.05
     )
     parts.append(f"{metrics.get('time/step_s', 0):.1f} s ({timing})")
     return "  ".join(parts)

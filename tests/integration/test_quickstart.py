@@ -1,0 +1,32 @@
+"""The tiny model learns, or nothing else matters: the quickstart as a newcomer types it, from nothing to its last line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAST_LINE = re.compile(
+    r"held-out accuracy \(T=1\): (?P<before>\d\.\d\d) -> (?P<after>\d\.\d\d) \| "
+    r"greedy (?P<greedy_before>\d\.\d\d) -> (?P<greedy_after>\d\.\d\d) \| (?P<seconds>\d+) s \| (?P<folder>\S+)"
+)
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_quickstart_learns(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "grpo.cli", "train", str(ROOT / "configs/quickstart.toml")]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1400, check=False)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+
+    last = LAST_LINE.fullmatch(finished.stdout.splitlines()[-1])
+    assert last is not None, finished.stdout[-500:]
+    print(last.group())
+    for before, after in (("before", "after"), ("greedy_before", "greedy_after")):
+        assert float(last[after]) >= 0.8
+        assert float(last[after]) - float(last[before]) >= 0.25
+    assert last["folder"] == "runs/quickstart"
