@@ -82,17 +82,17 @@ class RunFolder:
             elif entry.name != "lock":
                 entry.unlink()
 
-    def check_config(self, config: RunConfig, *, allow_changes: bool) -> list[str]:
+    def check_config(self, config: RunConfig, *, allow_changes: bool, harmless: tuple[str, ...] = HARMLESS) -> list[str]:
         """What differs from the config this run was started with, a line for each field.
 
-        Raises ConfigError when it would mix two runs.
+        Raises ConfigError when it would mix two runs: when a field differs whose name starts with none of `harmless`.
         """
         if not self._config.exists():
             return []
         before, now = self._recorded_config(), flatten(config)
         changes = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
         lines = {name: f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items() if old != new}
-        harmful = [line for name, line in lines.items() if not name.startswith(HARMLESS)]
+        harmful = [line for name, line in lines.items() if not name.startswith(harmless)]
         if harmful and not allow_changes:
             differences = "\n  ".join(harmful)
             raise ConfigError(

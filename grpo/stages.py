@@ -16,7 +16,7 @@ from rich.console import Console
 
 from grpo.checkpoint import Checkpoints
 from grpo.config import ConfigError, RunConfig, load_config
-from grpo.folder import RunFolder
+from grpo.folder import HARMLESS, RunFolder
 from grpo.prepare import check_references
 from grpo.progress import curve
 from grpo.run import Run, is_complete, open_run
@@ -72,9 +72,16 @@ def run_stages(stages: Sequence[Stage], *, fresh: bool, overwrite: bool, allow_c
         is_last = stage is stages[-1]
         stage.folder.acquire()
         try:
-            prepare_folder(stage, fresh=fresh and is_last, overwrite=overwrite, allow_changes=allow_changes, console=console)
+            if fresh and is_last:
+                clear_folder(stage.folder, overwrite=overwrite)
             state = finished_state(stage)
+            # A finished stage that another starts from may have been sampled by another engine: its model is what counts.
+            harmless = HARMLESS if is_last or state is None else HARMLESS + MACHINE_SETTINGS
+            changes = stage.folder.check_config(stage.config, allow_changes=allow_changes, harmless=harmless)
             if state is None:
+                for change in changes:
+                    say(f"{stage.title}: resumed with {change}")
+                stage.folder.record(stage.config)
                 state = asyncio.run(run_stage(stage, console))
             else:
                 say(f"{stage.title}: done already, step {state.step} of {stage.config.steps}; --fresh --overwrite starts over")
@@ -92,20 +99,16 @@ def finished_state(stage: Stage) -> RunState | None:
     return state if is_done else None
 
 
-def prepare_folder(stage: Stage, *, fresh: bool, overwrite: bool, allow_changes: bool, console: Console) -> None:
-    """Refuse what would destroy or mix runs; record the config."""
-    folder = stage.folder
-    if fresh and folder.holds_a_run:
-        if not overwrite:
-            raise UserError(
-                f"{folder.path} holds a run already. Add --overwrite to delete it and start over, leave --fresh out "
-                "to resume it, or use another --run-dir."
-            )
-        folder.clear()
-    for change in folder.check_config(stage.config, allow_changes=allow_changes):
-        console.print(f"{stage.title}: resumed with {change}", highlight=False, soft_wrap=True)
-    folder.record(stage.config)
-    Checkpoints(folder.checkpoints, keep=1).sweep()
+def clear_folder(folder: RunFolder, *, overwrite: bool) -> None:
+    """Make room for a new run. Raises UserError when that would delete one without being told to."""
+    if not folder.holds_a_run:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder.path} holds a run already. Add --overwrite to delete it and start over, leave --fresh out "
+            "to resume it, or use another --run-dir."
+        )
+    folder.clear()
 
 
 async def run_stage(stage: Stage, console: Console) -> RunState:
@@ -122,6 +125,7 @@ async def run_stage(stage: Stage, console: Console) -> RunState:
     with stop_on_signals(console) as stopper:
         async with open_run(stage.config, stage.folder, task_set=task_set, console=console, title=stage.title) as run:
             run.started = started
+            run.checkpoints.sweep()
             stopper.run = run
             try:
                 state = await train(run)
