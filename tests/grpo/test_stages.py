@@ -1,0 +1,68 @@
+"""Running config files: which stages, in which order, with which overrides, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from grpo.config import ConfigError
+from grpo.folder import HARMLESS, RunFolder
+from grpo.stages import MACHINE_SETTINGS, clear_folder, plan
+from sandbox.errors import UserError
+
+BASE = '[tasks]\nsource = "tasks.jsonl"\n'
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    (tmp_path / "first.toml").write_text(BASE)
+    (tmp_path / "second.toml").write_text(BASE + '[model]\nstart_from = "first.toml"\n')
+    return tmp_path
+
+
+def test_a_stage_runs_after_the_one_it_starts_from_and_takes_its_model(configs: Path) -> None:
+    first, second = plan(configs / "second.toml", [], Path("runs/mine"))
+    assert [first.folder.path, second.folder.path] == [Path("runs/first"), Path("runs/mine")]
+    assert second.config.model.path == "runs/first/model"
+
+
+def test_where_a_run_happens_holds_for_earlier_stages_and_what_it_learns_does_not(configs: Path) -> None:
+    first, second = plan(configs / "second.toml", ["engine.kind=hf", "model.lora.rank=4", "device=cpu"], None)
+    assert [stage.config.engine.kind for stage in (first, second)] == ["hf", "hf"]
+    assert [stage.config.device for stage in (first, second)] == ["cpu", "cpu"]
+    assert [stage.config.model.lora.rank for stage in (first, second)] == [0, 4]
+
+
+def test_stages_in_a_circle_are_refused(configs: Path) -> None:
+    (configs / "first.toml").write_text(BASE + '[model]\nstart_from = "second.toml"\n')
+    with pytest.raises(ConfigError, match="leads back to this file"):
+        plan(configs / "second.toml", [], None)
+
+
+def test_a_finished_stage_may_have_used_another_engine_but_not_another_model(configs: Path) -> None:
+    (first,) = plan(configs / "first.toml", [], configs / "run")
+    first.folder.path.mkdir()
+    first.folder.record(first.config)
+    (other_engine,) = plan(configs / "first.toml", ["engine.kind=hf"], configs / "run")
+    (other_model,) = plan(configs / "first.toml", ["model.path=other"], configs / "run")
+
+    with pytest.raises(ConfigError, match=r"engine\.kind: 'vllm' -> 'hf'"):
+        first.folder.check_config(other_engine.config, allow_changes=False)
+    changes = first.folder.check_config(other_engine.config, allow_changes=False, harmless=HARMLESS + MACHINE_SETTINGS)
+    assert changes == ["engine.kind: 'vllm' -> 'hf'"]
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        first.folder.check_config(other_model.config, allow_changes=False, harmless=HARMLESS + MACHINE_SETTINGS)
+
+
+def test_starting_over_deletes_a_run_only_when_told_to(configs: Path) -> None:
+    (stage,) = plan(configs / "first.toml", [], configs / "run")
+    folder = RunFolder(configs / "run")
+    folder.path.mkdir()
+    folder.record(stage.config)
+    (folder.path / "metrics.jsonl").write_text("{}")
+
+    with pytest.raises(UserError, match=r"holds a run already\. Add --overwrite"):
+        clear_folder(folder, overwrite=False)
+    assert folder.metrics.exists()
+    clear_folder(folder, overwrite=True)
+    assert not folder.holds_a_run
+    assert not folder.metrics.exists()
