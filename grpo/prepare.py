@@ -45,10 +45,10 @@ def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
     """The tasks whose prompt leaves room for a completion in the model's length; the others are counted in a warning."""
     from transformers import AutoConfig
 
+    prompting = make_prompting(model_path, system=config.tasks.system, chat=config.tasks.chat)  # refuses what is no model
     longest = config.engine.max_model_len or getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
     if longest is None:
         return task_set
-    prompting = make_prompting(model_path, system=config.tasks.system, chat=config.tasks.chat)
     too_long = {task.id for task in (*task_set.train, *task_set.held_out) if len(prompting.prompt_ids(task)) >= longest}
     if not too_long:
         return task_set

@@ -77,7 +77,10 @@ def run_stages(stages: Sequence[Stage], *, fresh: bool, overwrite: bool, allow_c
             state = finished_state(stage)
             # A finished stage that another starts from may have been sampled by another engine: its model is what counts.
             harmless = HARMLESS if is_last or state is None else HARMLESS + MACHINE_SETTINGS
-            changes = stage.folder.check_config(stage.config, allow_changes=allow_changes, harmless=harmless)
+            # A run that failed before its first checkpoint left nothing that another config could be mixed with.
+            changes = []
+            if Checkpoints(stage.folder.checkpoints, keep=1).paths():
+                changes = stage.folder.check_config(stage.config, allow_changes=allow_changes, harmless=harmless)
             if state is None:
                 for change in changes:
                     say(f"{stage.title}: resumed with {change}")

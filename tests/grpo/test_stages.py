@@ -1,13 +1,17 @@
 """Running config files: which stages, in which order, with which overrides, and what is refused."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from grpo.config import ConfigError
 from grpo.folder import HARMLESS, RunFolder
-from grpo.stages import MACHINE_SETTINGS, clear_folder, plan
+from grpo.stages import MACHINE_SETTINGS, clear_folder, plan, run_stages
+from rollout.errors import ModelError
 from sandbox.errors import UserError
+from verifiers.errors import VerifierError
 
 BASE = '[tasks]\nsource = "tasks.jsonl"\n'
 
@@ -66,3 +70,20 @@ def test_starting_over_deletes_a_run_only_when_told_to(configs: Path) -> None:
     clear_folder(folder, overwrite=True)
     assert not folder.holds_a_run
     assert not folder.metrics.exists()
+
+
+def test_a_config_may_be_mended_after_a_run_that_failed_before_its_first_checkpoint(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"question": "1+1", "answer": "2"}\n{"question": "1+2", "answer": "3"}\n')
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO())
+
+    def run(*overrides: str) -> None:
+        stages = plan(configs / "first.toml", ["tasks.held_out=1", *overrides], None)
+        run_stages(stages, fresh=False, overwrite=False, allow_changes=False, console=console)
+
+    with pytest.raises(VerifierError, match="mth"):
+        run("rewards.x.mth.weight=1", "tasks.rewards=x")
+    with pytest.raises(ModelError, match="nowhere"):
+        run("engine.kind=hf", "model.path=nowhere/none")
