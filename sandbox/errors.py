@@ -1,4 +1,4 @@
-"""The exceptions that every package shares. They carry one sentence each, so they survive pickling between processes."""
+"""The exceptions that every package shares, and the sandbox's own. They carry one sentence each, so they survive pickling."""
 
 
 class UserError(Exception):
@@ -10,3 +10,15 @@ class UserError(Exception):
 
 class SystemFault(Exception):
     """Something of ours or of the machine failed: a dead worker, a full disk. The command line exits with 1."""
+
+
+class ProgramError(UserError):
+    """A program that may not be run as it was given: a file outside its folder, an entry point that is no name."""
+
+
+class SandboxUnavailable(SystemFault):
+    """No sandbox of the wanted level could be had: no daemon, no image, no permission. The message says what to type."""
+
+
+class SandboxLost(SystemFault):
+    """The sandbox that held a program is gone, or no longer to be trusted, so nothing is known about that program."""
