@@ -12,7 +12,7 @@ class Session(Protocol):
     """One program with an entry point, alive and waiting for questions."""
 
     async def ask(self, question: str) -> str:
-        """The program's answer to one call. Both are one line of the text that `sandbox.agent.plain_data` defines.
+        """The program's answer to one call. Both are one line of the text that `sandbox.agent.calls` defines.
 
         The answer is whatever the untrusted process wrote, at most 1 MiB, and may be no plain data at all. Raises ProgramEnded when
         the program ended instead of answering, SandboxLost when nothing is known about it.
