@@ -1,0 +1,197 @@
+"""What a program loses before it runs: every namespace but the network's, every capability, and all system calls but the allowed.
+
+The order matters and is the callers': `new_process` (namespaces), `map_user`, `private_mounts`, `limit`, `give_up_privileges`.
+Sources: user_namespaces(7), pid_namespaces(7), mount_setattr(2), seccomp(2), capabilities(7), proc(5).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import struct
+
+import sandbox.agent.syscalls as syscalls
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
+    *(0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000),
+)
+CLONE_PARENT = 0x8000
+SYS_CAPSET, SYS_SECCOMP, SYS_MOUNT_SETATTR = 126, 317, 442
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
+AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
+INODES_PER_MB = 256
+
+
+class WallError(OSError):
+    """The kernel refused a wall, so no program may run."""
+
+
+def new_process(*, walled: bool) -> int:
+    """Like os.fork, but in new namespaces, and as a child of the caller's parent, which then waits for it. 0 in the child.
+
+    The network namespace is the container's, which has none of the host's interfaces: new sockets but AF_UNIX are filtered, and a
+    network namespace of its own would cost a program as much as all the others together.
+    """
+    flags = CLONE_PARENT | signal.SIGCHLD | ((NEW_USER | NEW_PID | NEW_NS | NEW_IPC | NEW_UTS) if walled else 0)
+    pid = libc.syscall(syscalls.CLONE, flags, 0, 0, 0, 0)
+    if pid < 0:
+        raise _refused("clone")
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    return pid
+
+
+def map_user(user: int, group: int) -> None:
+    """The server's user outside is `user` inside, and nobody else exists."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def private_mounts(*, disk_mb: int) -> None:
+    """Everything read-only, but an own /tmp and /dev/shm; /proc shows this namespace's processes and nothing of the machine."""
+    _check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "make mounts private")
+    read_only = struct.pack("4Q", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    _check(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, read_only, len(read_only)), "make mounts read-only")
+    own = f"size={disk_mb}m,nr_inodes={INODES_PER_MB * disk_mb},mode=1777".encode()
+    for place in (b"/tmp", b"/dev/shm"):
+        _check(libc.mount(b"tmpfs", place, b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, own), f"mount {place.decode()}")
+    locked = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
+    _check(libc.mount(b"tmpfs", b"/sys", b"tmpfs", locked, b"size=4k,nr_inodes=2,mode=555"), "hide /sys")
+    _check(libc.mount(b"proc", b"/proc", b"proc", locked, b"subset=pid"), "mount /proc")
+
+
+def limit(*, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own_bytes: int) -> None:
+    """Limits of this process and its children. `own_bytes` of data were there before the program.
+
+    Those on CPU and processes stand behind the server's own clock and the container's own count.
+    """
+    mib = 1 << 20
+    for name, value in {
+        "CPU": int(cpu_s) + 2,
+        "DATA": memory_mb * mib + own_bytes,
+        "FSIZE": disk_mb * mib,
+        "NPROC": max_processes + 2,  # the namespace's first process and the program's own
+        "NOFILE": 128,
+        "STACK": 64 * mib,
+        "CORE": 0,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+        "SIGPENDING": 256,
+        "RTPRIO": 0,
+    }.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def give_up_privileges() -> None:
+    """No capability now or after any exec, and from here on only the allowed system calls."""
+    _check(libc.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0), "clear ambient capabilities")
+    capability = 0
+    while libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        capability += 1
+    if ctypes.get_errno() != errno.EINVAL:
+        raise _refused("drop the bounding set")
+    _check(libc.syscall(SYS_CAPSET, struct.pack("Ii", 0x20080522, 0), bytes(24)), "drop capabilities")
+    give_up_system_calls()
+
+
+def give_up_system_calls() -> None:
+    """From here on only the allowed system calls, for this process and all its descendants."""
+    _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
+    _check(libc.syscall(SYS_SECCOMP, 1, 0, ctypes.byref(_FILTER)), "load the system call filter")
+
+
+def hide_from_others() -> None:
+    """No process of the same user may look into this one, or trace it; its files below /proc belong to root."""
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def show_to_others() -> None:
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def filter_program() -> bytes:
+    """The filter as classic BPF: an allowed call returns at its own line, everything else falls through to EPERM.
+
+    A program of another architecture (32-bit calls) is killed; x32 and clone3 do not exist (ENOSYS: glibc then uses clone, whose
+    flags can be read).
+    """
+    load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
+    number, architecture, argument_0, argument_1 = 0, 4, 16, 24
+    lines: list[bytes] = []
+
+    def add(code: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
+        lines.append(struct.pack("HBBI", code, if_true, if_false, value))
+
+    add(load, architecture)
+    add(equal, 0xC000003E, 1, 0)  # AUDIT_ARCH_X86_64
+    add(ret, kill)
+    add(load, number)
+    add(at_least, 0x40000000, 0, 1)
+    add(ret, refuse | errno.ENOSYS)
+    add(equal, syscalls.CLONE3, 0, 1)
+    add(ret, refuse | errno.ENOSYS)
+
+    add(equal, syscalls.CLONE, 0, 3)
+    add(load, argument_0)
+    add(any_bit, NEW_NS | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PID | NEW_NET, 1, 0)
+    add(ret, allow)
+    for call in (syscalls.SOCKET, syscalls.SOCKETPAIR):
+        add(load, number)
+        add(equal, call, 0, 4)
+        add(load, argument_0)
+        add(equal, 1, 0, 1)  # AF_UNIX
+        add(ret, allow)
+        add(ret, refuse | errno.EACCES)
+    add(load, number)
+    add(equal, syscalls.IOCTL, 0, 5)
+    add(load, argument_1)
+    add(equal, 0x5412, 2, 0)  # TIOCSTI
+    add(equal, 0x541C, 1, 0)  # TIOCLINUX
+    add(ret, allow)
+    add(ret, refuse | errno.EPERM)
+    for call in sorted(set(syscalls.ALLOWED.values()) - {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL}):
+        add(equal, call, 0, 1)
+        add(ret, allow)
+    add(ret, refuse | errno.EPERM)
+    return b"".join(lines)
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("program", ctypes.c_void_p))
+
+
+_PROGRAM = filter_program()
+_BUFFER = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
+_FILTER = _Filter(len(_PROGRAM) // 8, ctypes.cast(_BUFFER, ctypes.c_void_p))
+
+
+def check_machine() -> None:
+    """The filter's numbers are those of one architecture. Raises WallError on another."""
+    if platform.machine() != "x86_64":
+        raise WallError(errno.ENOTSUP, f"system calls are filtered by their numbers on x86_64; this is {platform.machine()}")
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        raise _refused(what)
+
+
+def _refused(what: str) -> WallError:
+    number = ctypes.get_errno()
+    return WallError(number, f"{what}: {os.strerror(number)}")
