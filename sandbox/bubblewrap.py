@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from sandbox.config import SandboxConfig
 from sandbox.docker import ENVIRONMENT, MAX_STDERR, USER_ID
@@ -28,33 +29,40 @@ class JailHost:
 
     async def start(self, name: str) -> JailWire:
         """A jail whose fork server is starting. Raises SandboxUnavailable."""
-        command = [*(jail_command() if self._walled else ()), *self._server_command()]
         # Without walls a program's files are files of this machine; they go with the slot.
         folder = None if self._walled else tempfile.mkdtemp(prefix="grpo-trusted-")
         ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=asyncio.subprocess.PIPE,
-                # Nothing of our environment: the jail's first process shows its own to all others.
-                env=ENVIRONMENT | ({} if folder is None else {"PYTHONPATH": str(AGENT.parent.parent), "TMPDIR": folder}),
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            _remove(folder)
-            raise SandboxUnavailable(f"{command[0]} could not be started: {error}.") from None
-        finally:
-            theirs.close()
+        with contextlib.ExitStack() as opened, theirs:
+            command, descriptors = self._command(opened)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=descriptors,
+                    # Nothing of our environment: the jail's first process shows its own to all others.
+                    env=ENVIRONMENT | ({} if folder is None else {"PYTHONPATH": str(AGENT.parent.parent), "TMPDIR": folder}),
+                    start_new_session=True,
+                    **(_nobody() if self._walled else {}),
+                )
+            except OSError as error:
+                ours.close()
+                _remove(folder)
+                raise SandboxUnavailable(f"{command[0]} could not be started: {error}.") from None
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
         return JailWire(process, reader, writer, name, folder)
 
-    def _server_command(self) -> list[str]:
+    def _command(self, opened: contextlib.ExitStack) -> tuple[list[str], list[int]]:
+        """The words, and the descriptors they speak of, which stay open as long as `opened`."""
         preload = ("--preload", ",".join(self._config.preload)) if self._config.preload else ()
-        walls = () if self._walled else ("--no-walls",)
-        return [_interpreter(), "-P", "-s", "-B", "-m", "sandbox.agent.fork_server", *walls, *preload]
+        options = ["-P", "-s", "-B", "-m", "sandbox.agent.fork_server", *preload]
+        if not self._walled:
+            return [_own_interpreter(), *options, "--no-walls"], []
+        files = {opened.enter_context(path.open("rb")).fileno(): path.name for path in sorted(AGENT.glob("*.py"))}
+        interpreter = jail_interpreter()
+        agent = [word for number, name in files.items() for word in ("--file", str(number), f"/opt/grpo/sandbox/agent/{name}")]
+        return [*jail_options(interpreter), *agent, *READ_ONLY, interpreter, *options], list(files)
 
     async def close(self) -> None:
         """A jail ends with its wire."""
@@ -65,15 +73,38 @@ def _remove(folder: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _interpreter() -> str:
+def _nobody() -> dict[str, Any]:
+    """Root starts the jail as a user that owns nothing: what is root inside a namespace is still root to the files outside."""
+    return {"user": USER_ID, "group": USER_ID, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _own_interpreter() -> str:
     """The interpreter below ours: the one that a virtual environment was made from."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def jail_command() -> list[str]:
-    """bubblewrap and its options. Raises SandboxUnavailable when it is not installed.
+def jail_interpreter() -> str:
+    """A Python that whoever runs the jail may read. Raises SandboxUnavailable when there is none."""
+    for path in (_own_interpreter(), "/usr/bin/python3"):
+        if os.geteuid() != 0 or _is_public(Path(os.path.realpath(path))):
+            return os.path.realpath(path)
+    raise SandboxUnavailable(
+        f"{_own_interpreter()} can be read by root alone, and programs do not run as root in a jail. Type: apt-get install "
+        "python3; or start grpo as another user."
+    )
 
-    The jail sees the interpreter, the system's libraries and nothing else of the host's files.
+
+def _is_public(path: Path) -> bool:
+    try:
+        return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
+    except OSError:
+        return False
+
+
+def jail_options(interpreter: str) -> list[str]:
+    """bubblewrap and what it shows of the host: the interpreter, the system's libraries, nothing else.
+
+    Raises SandboxUnavailable when it is not installed.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
@@ -88,13 +119,15 @@ def jail_command() -> list[str]:
             command += ["--symlink", os.readlink(folder), folder]
         elif os.path.isdir(folder):
             command += ["--ro-bind", folder, folder]
-    prefix = os.path.realpath(sys.base_prefix)
-    if not prefix.startswith("/usr"):
+    prefix = str(Path(interpreter).parent.parent)
+    if prefix != "/usr":
         command += ["--ro-bind", prefix, prefix]
-    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
-    command += ["--dir", "/opt/grpo/sandbox", "--ro-bind", str(AGENT), "/opt/grpo/sandbox/agent"]
-    command += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--dir", "/dev/shm", "--dir", "/sys"]
-    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]
+    for path in ("/etc/ld.so.cache", "/etc/alternatives"):
+        command += ["--ro-bind-try", path, path]
+    return [*command, "--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--dir", "/dev/shm", "--dir", "/sys"]
+
+
+READ_ONLY = ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--")
 
 
 class JailWire:
