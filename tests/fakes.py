@@ -1,4 +1,4 @@
-"""Fakes behind the costly parts: workers, learner, verifiers, trackers. They keep the promises of what they stand for.
+"""Fakes behind the costly parts: workers, learner, verifiers, trackers, sandbox. They keep the promises of what they stand for.
 
 test_fakes.py says which. Also the smallest tasks, verdicts and groups a test can be about.
 """
@@ -6,15 +6,29 @@ test_fakes.py says which. Also the smallest tasks, verdicts and groups a test ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
+import os
 import random
-from collections.abc import Callable, Sequence
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rollout.errors import WorkerLost
 from rollout.sampling import Sampling
 from rollout.types import Completion, Group, Snapshot
+from sandbox.agent.calls import MAX_LINE
+from sandbox.types import Ending, Execution, Limits, Program, ProgramEnded
 from verifiers.types import Message, Task, Verdict, correct, infra, partial, wrong
 
 if TYPE_CHECKING:
@@ -170,3 +184,187 @@ class FakeVerifiers:
 def is_right(task: Task, text: str) -> float:
     """1 for the box with the reference in it, 0 for all else."""
     return float(text == f"\\boxed{{{task.reference}}}")
+
+
+class FakeSandbox:
+    """Runs programs as plain subprocesses, behind no walls: only for programs that a test wrote itself.
+
+    Clocks, endings and the order of questions and answers are as in the real thing, and what stays in the program's process group
+    ends with it. `faults` are raised one by one, each in place of a program. `programs` are those that ran.
+    """
+
+    def __init__(self, *, faults: Iterable[Exception] = ()) -> None:
+        self._faults = deque(faults)
+        self.programs: list[Program] = []
+        self.num_alive = 0
+        self.closed = False
+
+    async def run(self, program: Program, *, stdin: str = "", limits: Limits | None = None) -> Execution:
+        async with self._start(program, stdin, limits or Limits()) as process:
+            return await asyncio.to_thread(process.wait)
+
+    @asynccontextmanager
+    async def open(self, program: Program, *, limits: Limits | None = None) -> AsyncIterator[FakeSession]:
+        async with self._start(program, "", limits or Limits()) as process:
+            yield FakeSession(process)
+
+    def metrics(self) -> dict[str, float]:
+        return {"programs": len(self.programs)}
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @asynccontextmanager
+    async def _start(self, program: Program, stdin: str, limits: Limits) -> AsyncIterator[_FakeProcess]:
+        assert not self.closed, "a closed sandbox runs nothing"
+        if self._faults:
+            raise self._faults.popleft()
+        self.programs.append(program)
+        self.num_alive += 1
+        with tempfile.TemporaryDirectory() as folder:
+            process = _FakeProcess(program, stdin, limits, Path(folder))
+            try:
+                yield process
+            finally:
+                process.kill()
+                self.num_alive -= 1
+
+
+class FakeSession:
+    """One program with an entry point in a FakeSandbox."""
+
+    def __init__(self, process: _FakeProcess) -> None:
+        self._process = process
+
+    async def ask(self, question: str) -> str:
+        return await asyncio.to_thread(self._process.ask, question)
+
+
+class _FakeProcess:
+    """A program's process; it does what the agent does once its walls are up. Every method may block."""
+
+    PROGRAM = """
+import json, resource, sys, types
+root, given, questions, answers = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
+sys.path.append(root)
+from sandbox.agent import calls
+sys.path.pop()
+for kind, value in given["limits"]:
+    resource.setrlimit(kind, (value, value + 1))  # the soft one of the two on CPU time tells which it was
+module = types.ModuleType("solution" if given["entry_point"] else "__main__")
+sys.modules[module.__name__] = module
+exec(compile(given["source"], "program.py", "exec"), module.__dict__)
+if given["entry_point"]:
+    calls.serve(module.__dict__, given["entry_point"], questions, answers)
+"""
+
+    def __init__(self, program: Program, stdin: str, limits: Limits, folder: Path) -> None:
+        self._limits, self._folder = limits, folder
+        self._execution: Execution | None = None
+        self._started, self._cpu_before = time.monotonic(), _cpu_of_children()
+        bounds = [
+            (resource.RLIMIT_CPU, math.ceil(limits.cpu_s)),
+            (resource.RLIMIT_DATA, (limits.memory_mb + 16) * 2**20),
+            (resource.RLIMIT_FSIZE, 16 * limits.output_kb * 2**10),
+        ]
+        given = {"source": program.source, "entry_point": program.entry_point, "limits": bounds}
+        (folder / "given.json").write_text(json.dumps(given))
+        (folder / "stdin").write_bytes(stdin.encode("utf-8", "surrogatepass"))
+        (folder / "work").mkdir()
+        for name, content in program.files.items():
+            place = folder / "work" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        incoming, self._questions = os.pipe()
+        self._answers, outgoing = os.pipe()
+        root = str(Path(__file__).parents[1])
+        command = [sys.executable, "-I", "-c", self.PROGRAM, root, str(folder / "given.json"), str(incoming), str(outgoing)]
+        with (folder / "stdin").open() as read, (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+            self._process = subprocess.Popen(
+                command,
+                stdin=read,
+                stdout=out,
+                stderr=err,
+                cwd=folder / "work",
+                env={"PYTHONHASHSEED": "0"},
+                pass_fds=(incoming, outgoing),
+                start_new_session=True,
+            )
+        os.close(incoming)
+        os.close(outgoing)
+
+    def ask(self, question: str) -> str:
+        if self._execution is not None:
+            raise ProgramEnded(self._execution)
+        if self._can_be_read(0) and self._read():
+            self._end(Ending.PROTOCOL)  # it answers before it is asked
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._questions, question.encode("ascii") + b"\n")
+        deadline, received = time.monotonic() + self._limits.wall_clock_s, b""
+        while not received.endswith(b"\n"):
+            if not self._can_be_read(deadline - time.monotonic()):
+                self._end(Ending.WALL_TIME)
+            chunk = self._read()
+            if not chunk:
+                self._end()
+            received += chunk
+            if len(received) > MAX_LINE + 1 or b"\n" in received[:-1]:
+                self._end(Ending.PROTOCOL)
+        return received[:-1].decode("utf-8", "replace")
+
+    def wait(self) -> Execution:
+        try:
+            self._process.wait(self._limits.wall_clock_s)
+        except subprocess.TimeoutExpired:
+            return self._ended(Ending.WALL_TIME)
+        return self._ended()
+
+    def kill(self) -> None:
+        self._ended(Ending.DISMISSED)
+
+    def _can_be_read(self, timeout_s: float) -> bool:
+        return bool(select.select([self._answers], [], [], max(0, timeout_s))[0])
+
+    def _read(self) -> bytes:
+        return os.read(self._answers, 1 << 16)
+
+    def _end(self, ending: Ending | None = None) -> NoReturn:
+        raise ProgramEnded(self._ended(ending))
+
+    def _ended(self, ending: Ending | None = None) -> Execution:
+        """Make sure that the process group is dead, and say how it died; `ending` is what we ended it for."""
+        if self._execution is not None:
+            return self._execution
+        if ending is None:
+            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        os.close(self._questions)
+        os.close(self._answers)
+        out, err = ((self._folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+        size = self._limits.output_kb * 2**10
+        if ending is None:
+            ending = Ending.EXITED if code >= 0 else Ending.CPU_TIME if -code == signal.SIGXCPU else Ending.KILLED
+            if len(out) >= 16 * size:
+                ending = Ending.OUTPUT
+            elif err.rstrip().endswith("MemoryError"):
+                ending = Ending.MEMORY
+        self._execution = Execution(
+            ending,
+            exit_code=code if ending is Ending.EXITED else None,
+            signal=-code if ending is Ending.KILLED else None,
+            stdout=out[:size],
+            stderr=err[:size],
+            stdout_truncated=len(out) > size,
+            stderr_truncated=len(err) > size,
+            wall_s=time.monotonic() - self._started,
+            cpu_s=_cpu_of_children() - self._cpu_before,
+        )
+        return self._execution
+
+
+def _cpu_of_children() -> float:
+    """Of all that have ended, so of those that ran beside it too."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -1,13 +1,18 @@
 """The fakes keep the promises of what they stand for."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from rollout.errors import WorkerLost
 from rollout.sampling import Sampling
+from sandbox.agent.calls import NotPlain, Raised, Returned, decode_answer, encode_call
+from sandbox.errors import SandboxLost
+from sandbox.types import Ending, Limits, Program, ProgramEnded
 from tests.fakes import (
     FakeLearner,
+    FakeSandbox,
     FakeTracker,
     FakeVerifiers,
     FakeWorker,
@@ -98,3 +103,77 @@ def test_groups_and_tasks_are_what_they_say():
     assert group.num_correct == 1
     assert group.policy_version == 3
     assert len({task.prompt for task in make_tasks(5)}) == 5
+
+
+# The sandbox
+
+
+async def test_a_script_reads_stdin_and_its_files_and_its_execution_is_told():
+    source = "import sys\nprint(input(), open('data/n.txt').read())\nprint('oh', file=sys.stderr)\nsys.exit(3)"
+    execution = await FakeSandbox().run(Program(source, files={"data/n.txt": b"7"}), stdin="in\n")
+    assert (execution.ending, execution.exit_code, execution.stdout, execution.stderr) == (Ending.EXITED, 3, "in 7\n", "oh\n")
+    assert not execution.ok
+
+
+@pytest.mark.parametrize(
+    ("source", "ending"),
+    [
+        ("while True: pass", Ending.CPU_TIME),
+        ("import time; time.sleep(9)", Ending.WALL_TIME),
+        ("x = 'x' * 10**9", Ending.MEMORY),
+        ("import os; os.kill(os.getpid(), 9)", Ending.KILLED),
+        ("while True: print('x' * 10**5)", Ending.OUTPUT),
+        ("def", Ending.EXITED),
+    ],
+)
+async def test_a_script_ends_as_it_would_in_the_real_sandbox(source: str, ending: Ending):
+    execution = await FakeSandbox().run(Program(source), limits=Limits(cpu_s=1, wall_s=2, memory_mb=64, output_kb=16))
+    assert execution.ending is ending
+    assert len(execution.stdout) <= 16384
+
+
+async def test_a_program_answers_one_question_after_the_other():
+    async with FakeSandbox().open(Program("def f(x): return (x, [1 / x]) if x else f", entry_point="f")) as session:
+        answers = [decode_answer(await session.ask(encode_call((x,), {}))) for x in (2, "a", 0)]
+    text = "unsupported operand type(s) for /: 'int' and 'str'"
+    assert answers == [Returned((2, [0.5])), Raised("TypeError", "TypeError", text), NotPlain("function is no plain data")]
+
+
+WRITE = "import os\ndef write(*lines):\n    for line in lines: os.write(int(__import__('sys').argv[4]), line)\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "ending"),
+    [
+        ("import os; os._exit(0)", Ending.EXITED),
+        ("while True: pass", Ending.CPU_TIME),
+        ("import time; time.sleep(9)", Ending.WALL_TIME),
+        ("write(b'1\\n2\\n')", Ending.PROTOCOL),
+        ("write(b'x' * 2**21)", Ending.PROTOCOL),
+    ],
+)
+async def test_a_program_that_ends_or_writes_out_of_turn_has_not_answered(body: str, ending: Ending):
+    sandbox = FakeSandbox()
+    async with sandbox.open(Program(f"{WRITE}def f():\n    {body}", "f"), limits=Limits(cpu_s=1, wall_s=2)) as session:
+        for _ in range(2):
+            with pytest.raises(ProgramEnded) as ended:
+                await session.ask(encode_call((), {}))
+            assert ended.value.execution.ending is ending
+    assert sandbox.num_alive == 0
+
+
+async def test_nothing_of_a_program_is_alive_after_its_context(tmp_path: Path):
+    mark = tmp_path / "mark"
+    source = f"import os, time\nif os.fork() == 0:\n    time.sleep(0.5)\n    open({str(mark)!r}, 'w')\ndef f(): return 1"
+    async with FakeSandbox().open(Program(source, "f")) as session:
+        await session.ask(encode_call((), {}))
+    await asyncio.sleep(0.7)
+    assert not mark.exists()
+
+
+async def test_a_lost_sandbox_is_raised_in_place_of_a_program():
+    sandbox = FakeSandbox(faults=[SandboxLost("gone")])
+    with pytest.raises(SandboxLost):
+        await sandbox.run(Program(""))
+    assert (await sandbox.run(Program(""))).ok
+    assert sandbox.programs == [Program("")]
