@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sandbox.cli import add_sandbox
 from sandbox.errors import UserError
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
@@ -18,6 +19,7 @@ Teach a language model to reason, with rewards that can be checked.
   grpo train configs/quickstart.toml     train a tiny model on sums, on any machine
   grpo check configs/gsm8k_grpo.toml     see what a run would do, without a model or a GPU
   grpo verify CASES.jsonl -o OUT.jsonl   judge recorded completions, without training
+  grpo sandbox build                     make the Docker image that untrusted programs run in
 """
 
 
@@ -41,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_check(commands)
     _add_verify(commands)
+    add_sandbox(commands)
     return parser
 
 
