@@ -56,9 +56,9 @@ class JailHost:
     def _command(self, opened: contextlib.ExitStack) -> tuple[list[str], list[int]]:
         """The words, and the descriptors they speak of, which stay open as long as `opened`."""
         preload = ("--preload", ",".join(self._config.preload)) if self._config.preload else ()
-        options = ["-P", "-s", "-B", "-m", "sandbox.agent.fork_server", *preload]
+        options = ["-P", "-s", "-B", "-m", "sandbox.agent.fork_server", "--memory-mb", str(self._config.memory_mb), *preload]
         if not self._walled:
-            return [_own_interpreter(), *options, "--no-walls"], []
+            return [_own_interpreter(), *options, "--isolation", "none"], []
         files = {opened.enter_context(path.open("rb")).fileno(): path.name for path in sorted(AGENT.glob("*.py"))}
         interpreter = jail_interpreter()
         agent = [word for number, name in files.items() for word in ("--file", str(number), f"/opt/grpo/sandbox/agent/{name}")]

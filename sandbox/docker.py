@@ -22,8 +22,9 @@ API_TIMEOUT_S = 30
 USER_ID = 20000  # nobody on the host; no file in the image is its own
 MAX_STDERR = 8192
 CALLS_PER_CONNECTION = 32
-FORK_SERVER = ("python3", "-P", "-s", "-B", "-m", "sandbox.agent.fork_server", "--counters")
+FORK_SERVER = ("python3", "-P", "-s", "-B", "-m", "sandbox.agent.fork_server")
 GVISOR_RUNTIME = "runsc"
+GVISOR_DISK_MB = 16
 # One thread for every library that would start more: a fork server may have only one.
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -93,11 +94,18 @@ class DockerHost:
 
     def _start(self, name: str) -> tuple[str, socket.socket]:
         api = self._client.api
-        command = [*FORK_SERVER, *(("--preload", ",".join(self._config.preload)) if self._config.preload else ())]
+        gvisor = self._runtime == GVISOR_RUNTIME
+        command = [
+            *FORK_SERVER,
+            "--memory-mb",
+            str(self._config.memory_mb),
+            *(("--isolation", "user") if gvisor else ("--counters",)),
+            *(("--preload", ",".join(self._config.preload)) if self._config.preload else ()),
+        ]
         container_id = api.create_container(
             self._image,
             command,
-            user=f"{USER_ID}:{USER_ID}",
+            user="0:0" if gvisor else f"{USER_ID}:{USER_ID}",
             environment=ENVIRONMENT,
             hostname="sandbox",
             stdin_open=True,
@@ -119,8 +127,13 @@ class DockerHost:
         from docker.types import LogConfig, Ulimit
 
         memory = self._config.memory_mb << 20
-        security = ["no-new-privileges:true"]
-        if self._runtime is None:  # gVisor's kernel takes no profile; its programs are filtered by the fork server alone
+        security, more = ["no-new-privileges:true"], {}
+        if self._runtime == GVISOR_RUNTIME:
+            # Its own kernel is the wall. It takes no profile (the fork server still filters), and has no mounts per program: the
+            # container is thrown away instead.
+            own = f"rw,noexec,nosuid,nodev,mode=1777,size={GVISOR_DISK_MB}m"
+            more = {"tmpfs": {"/tmp": own}, "cap_add": ["SETUID", "SETGID", "SETPCAP", "KILL"]}
+        else:
             security.append(f"seccomp={container_profile()}")
         host_config = api.create_host_config(
             network_mode="none",
@@ -137,6 +150,7 @@ class DockerHost:
             log_config=LogConfig(type="none"),
             auto_remove=True,
             runtime=self._runtime,
+            **more,
         )
         # The kernel mounts a program's own /proc only where the container's is whole. A program never sees the container's.
         host_config["MaskedPaths"] = []

@@ -41,8 +41,8 @@ class SandboxConfigError(UserError):
     """A [sandbox] section that may not be run as it is."""
 
 
-def open_sandbox(config: SandboxConfig) -> Sandbox:
-    """The sandbox of a config; nothing is started before the first program.
+def open_sandbox(config: SandboxConfig, *, patience_s: float = PATIENCE_S) -> Sandbox:
+    """The sandbox of a config; nothing is started before the first program. For `patience_s`, see Pool.
 
     Raises SandboxConfigError when the config asks for no walls and does not say that it trusts the programs.
     """
@@ -53,9 +53,9 @@ def open_sandbox(config: SandboxConfig) -> Sandbox:
         )
     if config.level == "none":
         logger.warning("sandbox.level is none: programs run without any walls, because sandbox.trusted says they may")
-    max_jobs = 1 if config.level == "fresh" else MAX_JOBS
+    max_jobs = 1 if config.level in ("fresh", "gvisor") else MAX_JOBS
     num_slots = config.slots or len(os.sched_getaffinity(0))
-    return Pool(lambda: _host(config), num_slots=num_slots, name=config.level, max_jobs=max_jobs)
+    return Pool(lambda: _host(config), num_slots=num_slots, name=config.level, max_jobs=max_jobs, patience_s=patience_s)
 
 
 async def _host(config: SandboxConfig) -> Host:

@@ -30,14 +30,15 @@ import socket
 import struct
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from sandbox.agent import job, walls
 
 MAX_FRAME = 64 << 20
 MAX_LINE = (1 << 20) + 1
 FLOOD = 16  # a stream is cut off after so many times what is kept of it
-KILL_S = 5.0
+SLOW_KILL_S = 1.0
+WATCH_EVERY_S = 0.02
 MAX_PAUSE_S = 600.0
 CHUNK = 1 << 16
 NUM_CORES = os.cpu_count() or 1
@@ -92,57 +93,93 @@ class Stream:
             data = data[os.write(self._outgoing, data) :]
 
 
-def template(orders: socket.socket, *, walled: bool, user: int, group: int) -> NoReturn:
+class Template:
+    """The process that forks jobs. It was made before the first frame was read."""
+
+    def __init__(self, isolation: str, *, is_counted: bool) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _close_others(theirs.fileno())
+                _serve_as_template(theirs, isolation, is_counted)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def fork_job(self, descriptors: list[int]) -> int:
+        """The process id of a job's first process, which is our child. Raises WallError when the kernel refuses it."""
+        socket.send_fds(self._orders, [b"."], descriptors)
+        reply = self._orders.recv(1000)
+        if not reply or reply.startswith(b"!"):
+            raise walls.WallError(0, reply[1:].decode() or "the template is gone")
+        return int(reply)
+
+
+def _serve_as_template(orders: socket.socket, isolation: str, is_counted: bool) -> None:
     """Fork a job for every order; an order is nothing but descriptors. Ends when the server does."""
     walls.die_with_parent()
-    count = len(job.Descriptors.NAMES)
     while True:
-        data, descriptors, _, _ = socket.recv_fds(orders, 1, count)
+        data, descriptors, _, _ = socket.recv_fds(orders, 1, len(job.Descriptors.NAMES))
         if not data:
-            os._exit(0)
+            return
         try:
-            pid = walls.new_process(walled=walled)
+            pid = walls.new_process(namespaces=isolation == walls.NAMESPACES)
         except walls.WallError as error:
             orders.send(f"!{error}".encode())
             pid = -1
         if pid == 0:
             orders.close()
-            job.run_job(descriptors, walled=walled, user=user, group=group)
+            job.run_job(descriptors, isolation, is_counted=is_counted)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid > 0:
             orders.send(b"%d" % pid)
 
 
-def start_template(**options: Any) -> tuple[int, socket.socket]:
-    """The template's process id, and the socket that takes orders."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            null = os.open(os.devnull, os.O_RDWR)
-            for number in (0, 1, 2):
-                os.dup2(null, number)
-            kept = os.dup2(theirs.fileno(), 200)
-            os.closerange(3, 200)
-            os.closerange(201, 1024)
-            template(socket.socket(fileno=kept), **options)
-        finally:
-            os._exit(1)
-    theirs.close()
-    return pid, ours
+class NoTemplate:
+    """Forks jobs from the server itself, for a server that runs only one: its memory holds no other program.
+
+    gVisor needs it: there a process cannot have a child made for it by another.
+    """
+
+    pid = 0
+
+    def fork_job(self, descriptors: list[int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _close_others(*descriptors)
+                job.run_job(descriptors, walls.USER, is_counted=False)
+            finally:
+                os._exit(1)
+        return pid
+
+
+def _close_others(*kept: int) -> None:
+    """Close every descriptor but these; the standard streams lead nowhere."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    low = 3
+    for number in sorted(kept):
+        os.closerange(low, number)
+        low = number + 1
+    os.closerange(low, 1024)
 
 
 class Surroundings:
     """What is in this slot beside the job: its processes, its descriptors, its counters.
 
-    `counters`: the container's own counters are the job's. Without, CPU time is summed over the processes that are seen; without
-    walls not even that, and the job's own limit on CPU time stands alone.
+    `counters`: the container's own counters are the job's. Without, CPU time is summed over the processes that are seen; on a
+    machine that is not ours alone not even that, and the job's own limit on CPU time stands alone.
     """
 
-    def __init__(self, template_pid: int, *, walled: bool, counters: bool) -> None:
-        self._walled = walled
+    def __init__(self, template_pid: int, *, isolation: str, counters: bool, memory_mb: int) -> None:
+        self._is_ours = isolation != walls.NONE
+        # Where the kernel does not hold all processes together to a limit, we look.
+        self.is_watched = self._is_ours and not counters
+        self._memory_kb = memory_mb << 10
         self._trusted = {1, os.getpid(), template_pid}
         self._cpu = _first_readable("/sys/fs/cgroup/cpuacct/cpuacct.usage", "/sys/fs/cgroup/cpu.stat") if counters else None
         self._oom = (
@@ -158,7 +195,7 @@ class Surroundings:
     def cpu_s(self) -> float:
         """CPU seconds used here so far."""
         if self._cpu is None:
-            return self._cpu_of_others() if self._walled else 0.0
+            return self._cpu_of_others() if self._is_ours else 0.0
         text = _read(self._cpu)
         return int(text) / 1e9 if self._cpu.endswith("usage") else int(text.split()[1]) / 1e6  # nanoseconds; usage_usec
 
@@ -169,9 +206,19 @@ class Surroundings:
         words = _read(self._oom).split()
         return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
+    def memory_is_used_up(self) -> bool:
+        """Whether the job's processes together have more than the slot's memory. Pages they share are counted once."""
+        strangers = set(_processes()) - self._trusted
+        resident = sum(_field_kb(f"/proc/{pid}/status", "VmRSS:") or 0 for pid in strangers)
+        if resident <= self._memory_kb:
+            return False
+        proportional = [_field_kb(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in strangers]
+        known = [kb for kb in proportional if kb is not None]
+        return sum(known) > self._memory_kb if known else True
+
     def are_clean(self) -> bool:
         """Whether nothing is left of any job: no process but ours, no descriptor."""
-        strangers = set(_processes()) - self._trusted if self._walled else set()
+        strangers = set(_processes()) - self._trusted if self._is_ours else set()
         return not strangers and len(os.listdir("/proc/self/fd")) == self._num_descriptors
 
     def _cpu_of_others(self) -> float:
@@ -181,6 +228,15 @@ class Surroundings:
                 fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
                 ticks += sum(map(int, fields[11:15]))  # its own, and of the children it reaped
         return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _field_kb(path: str, name: str) -> int | None:
+    """A line such as `VmRSS:  1234 kB`. None when the process is gone or the kernel does not say."""
+    try:
+        words = _read(path).split()
+        return int(words[words.index(name) + 1])
+    except (OSError, ValueError):
+        return None
 
 
 def _first_readable(*paths: str) -> str | None:
@@ -231,7 +287,7 @@ class Capture:
 class Job:
     """One program from its order to its execution."""
 
-    def __init__(self, request: Frame, stream: Stream, orders: socket.socket, surroundings: Surroundings) -> None:
+    def __init__(self, request: Frame, stream: Stream, template: Template | NoTemplate, surroundings: Surroundings) -> None:
         self._id, self._stream, self._surroundings = request["id"], stream, surroundings
         limits = request["limits"]
         self._cpu_limit, self._wall_limit = limits["cpu_s"], limits["wall_s"]
@@ -243,10 +299,11 @@ class Job:
         self._started = time.monotonic()
         self._paused_at: float | None = None
         self._paused_s = 0.0
+        self._cpu_used = 0.0
         self._cpu_before, self._oom_before = surroundings.cpu_s(), surroundings.oom_kills()
-        self._start(request, orders, limits["output_bytes"])
+        self._start(request, template, limits["output_bytes"])
 
-    def _start(self, request: Frame, orders: socket.socket, output_bytes: int) -> None:
+    def _start(self, request: Frame, template: Template | NoTemplate, output_bytes: int) -> None:
         """Order the job. Raises WallError when the kernel refuses it."""
         program = _sealed(request["program"].encode("utf-8", "surrogatepass"))
         stdin = _sealed(request["stdin"].encode("utf-8", "surrogatepass"))
@@ -254,19 +311,15 @@ class Job:
             os.pipe() for _ in range(5)
         )
         theirs = [program, stdin, out_w, err_w, question_r, answer_w, status_w]
-        socket.send_fds(orders, [b"."], theirs)
-        for descriptor in theirs:
-            os.close(descriptor)
+        try:
+            self._pid = template.fork_job(theirs)
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
         self._status, self._questions, self._answers = status_r, question_w, answer_r
         for descriptor in (status_r, question_w, answer_r):
             os.set_blocking(descriptor, False)
         self._out, self._err = Capture(out_r, output_bytes), Capture(err_r, output_bytes)
-        reply = orders.recv(1000)
-        if not reply or reply.startswith(b"!"):
-            self._close()
-            raise walls.WallError(0, reply[1:].decode() or "the template is gone")
-        self._pid = int(reply)
-        self._pidfd = os.pidfd_open(self._pid)
 
     def run(self) -> None:
         """Until the program has ended, by itself or not, then kill what is left of it and reply."""
@@ -282,7 +335,7 @@ class Job:
         """Listen to the program, to the other end and to the clocks until the job has an ending."""
         poll = select.poll()
         streams = {stream.descriptor: stream for stream in (self._out, self._err)}
-        for descriptor in (*streams, self._pidfd, self._stream.incoming, self._answers):
+        for descriptor in (*streams, self._status, self._stream.incoming, self._answers):
             poll.register(descriptor, select.POLLIN)
         while self._ending is None:
             if self._unsent:
@@ -302,7 +355,7 @@ class Job:
                         poll.unregister(descriptor)
                 elif descriptor == self._stream.incoming:
                     self._hear()
-                else:
+                else:  # its first process has said how the program ended, or is gone
                     self._end("exited", "")
             self._check_clocks()
 
@@ -310,7 +363,7 @@ class Job:
         """Seconds until a limit can have been reached: CPU time passes at most as fast as all cores together."""
         wall_left = self._wall_limit - self._wall_s()
         cpu_left = self._cpu_limit - (self._surroundings.cpu_s() - self._cpu_before)
-        return max(0.002, min(wall_left, cpu_left / NUM_CORES, 1.0))
+        return max(0.002, min(wall_left, cpu_left / NUM_CORES, WATCH_EVERY_S if self._surroundings.is_watched else 1.0))
 
     def _wall_s(self) -> float:
         """Seconds during which the program had something to do."""
@@ -320,8 +373,11 @@ class Job:
     def _check_clocks(self) -> None:
         if self._paused_at is not None and time.monotonic() - self._paused_at > MAX_PAUSE_S:
             raise Gone(f"no question for {MAX_PAUSE_S:g} s")
-        if self._ending is None and self._surroundings.cpu_s() - self._cpu_before > self._cpu_limit:
+        self._cpu_used = max(self._cpu_used, self._surroundings.cpu_s() - self._cpu_before)
+        if self._ending is None and self._cpu_used > self._cpu_limit:
             self._end("cpu_time", f"used more than {self._cpu_limit:g} s of CPU time")
+        if self._ending is None and self._surroundings.is_watched and self._surroundings.memory_is_used_up():
+            self._end("memory", "the slot's memory was used up")
         if self._ending is None and self._wall_s() > self._wall_limit:
             self._end("wall_time", f"not done after {self._wall_limit:g} s")
 
@@ -381,20 +437,20 @@ class Job:
         if self._ending is None:
             self._ending = (ending, reason)
 
-    def _kill(self) -> bool:
-        """End every process of the job and reap the first. False when the kernel took too long."""
+    def _kill(self) -> float:
+        """End every process of the job and reap the first. Seconds that it took."""
+        began = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        ended = bool(select.select([self._pidfd], [], [], KILL_S)[0])
-        if ended:
-            _, self._wait_status, self._usage = os.wait4(self._pid, 0)
-        return ended
+            os.kill(self._pid, signal.SIGKILL)
+        # Returns when all processes of its namespaces are gone; should it take for ever, the other end stops waiting for us.
+        _, _, self._usage = os.wait4(self._pid, 0)
+        return time.monotonic() - began
 
     def _execution(self) -> Frame:
         assert self._ending is not None
         ending, reason = self._ending
         wall_s = self._wall_s()
-        gone = self._kill()
+        kill_s = self._kill()
         for stream in (self._out, self._err):
             while stream.read() and not stream.is_flood:
                 pass
@@ -402,7 +458,11 @@ class Job:
         with contextlib.suppress(BlockingIOError):
             status = os.read(self._status, 1000)
         oom = self._surroundings.oom_kills() > self._oom_before
-        cpu_s = self._surroundings.cpu_s() - self._cpu_before
+        cpu_s = self._cpu_used
+        if self._surroundings.cpu_is_exact:
+            cpu_s = self._surroundings.cpu_s() - self._cpu_before
+        else:
+            cpu_s = max(cpu_s, self._usage.ru_utime + self._usage.ru_stime)
         self._close()
         if status.startswith(job.SETUP_FAILED):
             return {"id": self._id, "fault": status[1:].decode("utf-8", "replace"), "healthy": False}
@@ -420,7 +480,7 @@ class Job:
                 ending, reason = "cpu_time", f"used more than {self._cpu_limit:g} s of CPU time"
             else:
                 ending, reason = "killed", ""
-        usage = self._usage if gone else None
+        usage = self._usage
         execution = {
             "ending": ending,
             "reason": reason,
@@ -431,16 +491,14 @@ class Job:
             "stdout_truncated": self._out.truncated,
             "stderr_truncated": self._err.truncated,
             "wall_s": wall_s,
-            "cpu_s": cpu_s if self._surroundings.cpu_is_exact or usage is None else usage.ru_utime + usage.ru_stime,
-            "peak_memory_mb": usage.ru_maxrss / 1024 if usage else 0.0,
+            "cpu_s": cpu_s,
+            "peak_memory_mb": usage.ru_maxrss / 1024,
         }
-        return {"id": self._id, "execution": execution, "healthy": gone and self._surroundings.are_clean()}
+        return {"id": self._id, "execution": execution, "healthy": kill_s < SLOW_KILL_S and self._surroundings.are_clean()}
 
     def _close(self) -> None:
         for descriptor in (self._status, self._questions, self._answers, self._out.descriptor, self._err.descriptor):
             os.close(descriptor)
-        with contextlib.suppress(AttributeError):
-            os.close(self._pidfd)
 
 
 def _last_line(text: str) -> str:
@@ -458,13 +516,13 @@ def _sealed(content: bytes) -> int:
     return descriptor
 
 
-def serve(stream: Stream, orders: socket.socket, *, surroundings: Surroundings, idle_s: float) -> None:
+def serve(stream: Stream, template: Template | NoTemplate, *, surroundings: Surroundings, idle_s: float) -> None:
     """Answer one request after the other until nobody asks for `idle_s` seconds."""
     while True:
         request = stream.next(idle_s)
         if request["op"] == "run":
             try:
-                current = Job(request, stream, orders, surroundings)
+                current = Job(request, stream, template, surroundings)
             except walls.WallError as error:
                 stream.send({"id": request["id"], "fault": str(error), "healthy": False})
                 continue
@@ -478,13 +536,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preload", default="", help="modules to import once, comma-separated")
     parser.add_argument("--idle", type=float, default=120.0, help="seconds without a request after which the server ends")
-    parser.add_argument("--no-walls", action="store_true", help="for trusted programs only")
+    parser.add_argument("--isolation", choices=walls.ISOLATIONS, default=walls.NAMESPACES, help="between a program and this server")
     parser.add_argument("--counters", action="store_true", help="the counters below /sys/fs/cgroup are this slot's own")
+    parser.add_argument("--memory-mb", type=int, default=512, help="of all processes of a program, where no counters hold them")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    walled = not arguments.no_walls
-    if walled:
+    if arguments.isolation != walls.NONE:
         walls.check_machine()
     for name in (*USUAL, *filter(None, arguments.preload.split(","))):
         importlib.import_module(name)
@@ -494,10 +552,12 @@ def main() -> None:
     walls.hide_from_others()
     gc.collect()
     gc.freeze()
-    template_pid, orders = start_template(walled=walled, user=os.getuid(), group=os.getgid())
-    surroundings = Surroundings(template_pid, walled=walled, counters=arguments.counters)
+    template = NoTemplate() if arguments.isolation == walls.USER else Template(arguments.isolation, is_counted=arguments.counters)
+    surroundings = Surroundings(
+        template.pid, isolation=arguments.isolation, counters=arguments.counters, memory_mb=arguments.memory_mb
+    )
     with contextlib.suppress(Gone, BrokenPipeError):
-        serve(stream, orders, surroundings=surroundings, idle_s=arguments.idle)
+        serve(stream, template, surroundings=surroundings, idle_s=arguments.idle)
 
 
 def _take_stream() -> Stream:

@@ -38,12 +38,16 @@ class Descriptors:
         self.program, self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.status = numbers
 
 
-def run_job(given: list[int], *, walled: bool, user: int, group: int) -> NoReturn:
-    """The first process of the job's namespaces. When it ends, the kernel ends all others in them."""
+def run_job(given: list[int], isolation: str, *, is_counted: bool) -> NoReturn:
+    """The first process of the job's namespaces. When it ends, the kernel ends all others in them.
+
+    `is_counted`: the kernel holds all the job's memory to a limit, not only each process's.
+    """
     descriptors = Descriptors(given)
     try:
         walls.show_to_others()  # else the files below /proc/self belong to root
-        walls.die_with_parent()
+        if isolation != walls.USER:  # there the container ends with the server, and gVisor takes the template for the parent
+            walls.die_with_parent()
         os.setsid()
         for number in range(1, signal.NSIG):
             if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
@@ -52,20 +56,19 @@ def run_job(given: list[int], *, walled: bool, user: int, group: int) -> NoRetur
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         settings = json.loads(_read_all(descriptors.program))
-        if walled:
-            walls.map_user(user, group)
+        if isolation == walls.NAMESPACES:
+            walls.map_user()
             walls.private_mounts(disk_mb=settings["disk_mb"])
         walls.hide_from_others()
-        folder = FOLDER if walled else tempfile.mkdtemp()
+        folder = tempfile.mkdtemp() if isolation == walls.NONE else FOLDER
         main = os.fork()
         if main == 0:
-            _run_program(settings, descriptors, folder=folder, walled=walled)
+            _run_program(settings, descriptors, folder=folder, isolation=isolation, is_counted=is_counted)
         for number in (descriptors.stdin, descriptors.stdout, descriptors.stderr, descriptors.questions, descriptors.answers):
             os.close(number)
-        if walled:
-            walls.give_up_privileges()
+        _give_up(isolation, is_counted)
         _wait_for(main, descriptors.status)
-        if not walled:
+        if isolation == walls.NONE:
             shutil.rmtree(folder, ignore_errors=True)
     except BaseException as error:
         _report_fault(descriptors.status, error)
@@ -82,7 +85,7 @@ def _wait_for(main: int, status: int) -> None:
             return
 
 
-def _run_program(settings: dict[str, Any], descriptors: Descriptors, *, folder: str, walled: bool) -> NoReturn:
+def _run_program(settings: dict[str, Any], descriptors: Descriptors, *, folder: str, isolation: str, is_counted: bool) -> NoReturn:
     """The process that runs the source, once nothing is left to give up."""
     try:
         for number, place in ((descriptors.stdin, 0), (descriptors.stdout, 1), (descriptors.stderr, 2)):
@@ -99,16 +102,22 @@ def _run_program(settings: dict[str, Any], descriptors: Descriptors, *, folder: 
             memory_mb=settings["memory_mb"],
             max_processes=settings["max_processes"],
             disk_mb=settings["disk_mb"],
-            own_bytes=_data_bytes(),
+            own_bytes=_own_bytes(data_only=isolation != walls.USER),
+            all_known=isolation != walls.USER,
         )
+        _give_up(isolation, is_counted)
         walls.show_to_others()
-        if walled:
-            walls.give_up_privileges()
     except BaseException as error:
         _report_fault(STATUS, error)
         os._exit(1)
     os.close(STATUS)
     _become(settings["source"], settings["entry_point"], questions, answers)
+
+
+def _give_up(isolation: str, is_counted: bool) -> None:
+    if isolation != walls.NONE:
+        user = walls.PROGRAM_USER if isolation == walls.USER else None
+        walls.give_up_privileges(user=user, memory_files=is_counted)
 
 
 def _report_fault(status: int, error: BaseException) -> None:
@@ -186,7 +195,7 @@ def _write_file(name: str, content: bytes) -> None:
         file.write(content)
 
 
-def _data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process now."""
+def _own_bytes(*, data_only: bool) -> int:
+    """What RLIMIT_DATA (or RLIMIT_AS) counts of this process now."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[5]) * resource.getpagesize()
+        return int(file.read().split()[5 if data_only else 0]) * resource.getpagesize()

@@ -28,18 +28,24 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 <<
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 INODES_PER_MB = 256
 
+# Between a program and the fork server: namespaces of its own; another user, where the whole container is thrown away afterwards
+# (gVisor, whose kernel is the wall and knows no mounts per process); nothing, for trusted programs.
+NAMESPACES, USER, NONE = ISOLATIONS = ("namespaces", "user", "none")
+PROGRAM_USER = 20000
+SERVER_USER = os.getuid(), os.getgid()  # asked before there is a namespace in which nobody is anybody
+
 
 class WallError(OSError):
     """The kernel refused a wall, so no program may run."""
 
 
-def new_process(*, walled: bool) -> int:
-    """Like os.fork, but in new namespaces, and as a child of the caller's parent, which then waits for it. 0 in the child.
+def new_process(*, namespaces: bool) -> int:
+    """Like os.fork, but in `namespaces` of its own, and as a child of the caller's parent, which then waits for it. 0 in the child.
 
     The network namespace is the container's, which has none of the host's interfaces: new sockets but AF_UNIX are filtered, and a
     network namespace of its own would cost a program as much as all the others together.
     """
-    flags = CLONE_PARENT | signal.SIGCHLD | ((NEW_USER | NEW_PID | NEW_NS | NEW_IPC | NEW_UTS) if walled else 0)
+    flags = CLONE_PARENT | signal.SIGCHLD | ((NEW_USER | NEW_PID | NEW_NS | NEW_IPC | NEW_UTS) if namespaces else 0)
     pid = libc.syscall(syscalls.CLONE, flags, 0, 0, 0, 0)
     if pid < 0:
         raise _refused("clone")
@@ -48,8 +54,9 @@ def new_process(*, walled: bool) -> int:
     return pid
 
 
-def map_user(user: int, group: int) -> None:
-    """The server's user outside is `user` inside, and nobody else exists."""
+def map_user() -> None:
+    """The server's user is the same inside, and nobody else exists."""
+    user, group = SERVER_USER
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
@@ -68,15 +75,16 @@ def private_mounts(*, disk_mb: int) -> None:
     _check(libc.mount(b"proc", b"/proc", b"proc", locked, b"subset=pid"), "mount /proc")
 
 
-def limit(*, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own_bytes: int) -> None:
+def limit(*, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own_bytes: int, all_known: bool) -> None:
     """Limits of this process and its children. `own_bytes` of data were there before the program.
 
-    Those on CPU and processes stand behind the server's own clock and the container's own count.
+    Those on CPU and processes stand behind the server's own clock and the container's own count. A kernel that does not know them
+    all (gVisor) is excused when `all_known` is false.
     """
     mib = 1 << 20
     for name, value in {
         "CPU": int(cpu_s) + 2,
-        "DATA": memory_mb * mib + own_bytes,
+        "DATA" if all_known else "AS": memory_mb * mib + own_bytes,
         "FSIZE": disk_mb * mib,
         "NPROC": max_processes + 2,  # the namespace's first process and the program's own
         "NOFILE": 128,
@@ -90,25 +98,32 @@ def limit(*, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        try:
+            resource.setrlimit(kind, (value, value))
+        except ValueError:
+            if all_known:
+                raise
 
 
-def give_up_privileges() -> None:
-    """No capability now or after any exec, and from here on only the allowed system calls."""
-    _check(libc.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0), "clear ambient capabilities")
+def give_up_privileges(*, user: int | None = None, memory_files: bool = True) -> None:
+    """No capability now or after any exec, and from here on only the allowed system calls. Becomes `user` on the way, if given.
+
+    `memory_files` may be had only where the kernel holds all memory to a limit: they are part of no process's size.
+    """
+    libc.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)  # there are none; gVisor does not know the call
     capability = 0
     while libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1
     if ctypes.get_errno() != errno.EINVAL:
         raise _refused("drop the bounding set")
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     _check(libc.syscall(SYS_CAPSET, struct.pack("Ii", 0x20080522, 0), bytes(24)), "drop capabilities")
-    give_up_system_calls()
-
-
-def give_up_system_calls() -> None:
-    """From here on only the allowed system calls, for this process and all its descendants."""
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
-    _check(libc.syscall(SYS_SECCOMP, 1, 0, ctypes.byref(_FILTER)), "load the system call filter")
+    system_calls = _FILTER if memory_files else _FILTER_WITHOUT_MEMORY_FILES
+    _check(libc.syscall(SYS_SECCOMP, 1, 0, ctypes.byref(system_calls)), "load the system call filter")
 
 
 def hide_from_others() -> None:
@@ -124,7 +139,7 @@ def die_with_parent() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def filter_program() -> bytes:
+def filter_program(*, without: tuple[str, ...] = ()) -> bytes:
     """The filter as classic BPF: an allowed call returns at its own line, everything else falls through to EPERM.
 
     A program of another architecture (32-bit calls) is killed; x32 and clone3 do not exist (ENOSYS: glibc then uses clone, whose
@@ -165,7 +180,8 @@ def filter_program() -> bytes:
     add(equal, 0x541C, 1, 0)  # TIOCLINUX
     add(ret, allow)
     add(ret, refuse | errno.EPERM)
-    for call in sorted(set(syscalls.ALLOWED.values()) - {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL}):
+    looked_at = {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL}
+    for call in sorted(number for name, number in syscalls.ALLOWED.items() if number not in looked_at and name not in without):
         add(equal, call, 0, 1)
         add(ret, allow)
     add(ret, refuse | errno.EPERM)
@@ -176,9 +192,15 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("program", ctypes.c_void_p))
 
 
-_PROGRAM = filter_program()
-_BUFFER = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
-_FILTER = _Filter(len(_PROGRAM) // 8, ctypes.cast(_BUFFER, ctypes.c_void_p))
+def _loadable(program: bytes) -> _Filter:
+    buffer = ctypes.create_string_buffer(program, len(program))
+    loadable = _Filter(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p))
+    loadable.buffer = buffer  # kept alive
+    return loadable
+
+
+_FILTER = _loadable(filter_program())
+_FILTER_WITHOUT_MEMORY_FILES = _loadable(filter_program(without=("memfd_create",)))
 
 
 def check_machine() -> None:
