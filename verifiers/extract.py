@@ -11,19 +11,29 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may stand between two boxes that together are one answer: `\boxed{1}$ and $\boxed{2}`, `\boxed{1}, y = \boxed{2}`.
 _CONNECTIVE = re.compile(
-    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|(?:[a-z]+\s+)?(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}"
+    r"(?:[\s$,;.]|\\[()\[\],;!: ]|\\q?quad|(?:[a-z]+\s+)?(?:and|or)\b|\\text\s*\{[^{}\\$]*\b(?:and|or)\s*\}"
     r"|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
 )
 _MAX_CONNECTIVE = 60
-_MAX_BARE = 200
+MAX_BARE = 200
 # A formula that never closes is searched for to the end, once for each that opens: quadratic, so what is searched has a bound.
 _MAX_SEARCHED = 10_000
 _PERCENT = re.compile(r"\s*\$?\s*(?:\\?%|percent|pct)")
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_NUMBER = re.compile(r"[-\u2212+]?\\?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?(?:\s*\\?%)?")
-_ANSWER_IS = re.compile(r"(?i)\banswer(?:\s+is)?\s*:?\s*")
+# A formula inside a line ends on that line; what is displayed may take several. None reaches over the opening of another.
+_FORMULA = re.compile(
+    r"\$\$((?:(?!\$\$).)+)\$\$|\$((?:\\[^\n]|[^$\\\n])+)\$|\\\(((?:(?!\\[()])[^\n])+)\\\)|(?<!\\)\\\[((?:(?!\\[\[\]]).)+)\\\]",
+    re.DOTALL,
+)
+# What is left of a formula that never ended: nothing is read out of it.
+_BROKEN_FORMULA = re.compile(r"\\[()]|(?<![\d\s])[ \t]*\$[ \t]*\n")
+_NUMBER = re.compile(r"[-\u2212+]?\\?\$?(?:\d+,\d{1,2}(?![\d,])|(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(?:\s*/\s*\d+)?(?:\s*\\?%)?")
+_ANSWER_IS = re.compile(r"(?i)\banswer(?!\s+is\s+not\b)(?:\s+is)?\s*:?\s*")
+_FINAL_ANSWER = re.compile(r"(?i)\bfinal\s+answer(?:\s+is\s*:?|\s*:)\s*")
 _IS = re.compile(r"\s+(?:is|are|equals)\b")
+_LABEL = re.compile(r"[A-Za-z]{3,}\s*:\s")
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z']{2,}[,.;:]?\s+[A-Za-z']{2,}(?![A-Za-z])")
+_AND_OR = re.compile(r"\s*(?:[,;]\s*(?:(?:and|or)\b\s*)?|(?:and|or)\b\s*)")
+_TEXT = re.compile(r"\\text\s*\{[^{}]*\}")
 
 
 class Extraction(NamedTuple):
@@ -80,13 +90,23 @@ def boxed_answer(region: str) -> Extraction | None:
     return Extraction(answers[-1], others)
 
 
-def last_answer(region: str) -> Extraction | None:
-    """For evaluation only, where there is no box: a bare answer whole, or the last formula, or the last number if that is later.
+def lenient_answer(region: str) -> Extraction | None:
+    """For evaluation only: the box, unless a "final answer is" follows it; without a box, the last answer that is stated."""
+    boxed = boxed_answer(region)
+    if boxed is None:
+        return last_answer(region)
+    after = region[boxed_spans(region)[-1][1] :][-_MAX_SEARCHED:]
+    final = [match.end() for match in _FINAL_ANSWER.finditer(after)]
+    return (_first_stated(after[final[-1] :]) if final else None) or boxed
 
-    What follows the last "answer is" or "answer:" goes before what stands elsewhere.
+
+def last_answer(region: str) -> Extraction | None:
+    """A bare answer whole, or the last formula or number; for what follows the last "answer is" or "answer:", the first.
+
+    Nothing is read where a formula begins and does not end: the digits in it are no answer.
     """
     text = region.partition("<|")[0].strip()[-_MAX_SEARCHED:]
-    if len(text) <= _MAX_BARE and not _FORMULA.search(text) and not _PROSE.search(text):
+    if len(text) <= MAX_BARE and not _FORMULA.search(text) and not _PROSE.search(text) and not _LABEL.search(text):
         return Extraction(text) if text else None
     after = [match.end() for match in _ANSWER_IS.finditer(text)]
     return (_first_stated(text[after[-1] :]) if after else None) or _last_stated(text)
@@ -97,40 +117,71 @@ def only_formula(answer: str) -> str:
 
     The caller has bounded the answer's length.
     """
+    if "$" not in answer and "\\(" not in answer and "\\[" not in answer:
+        return answer
     formulas = list(_FORMULA.finditer(answer))
     if len(formulas) != 1:
         return answer
     around = answer[: formulas[0].start()] + " " + answer[formulas[0].end() :]
     if re.search(r"[\d\\^=<>]", around) or not re.search(r"[A-Za-z]{2}", around):
         return answer
-    return _formula(answer, formulas[0])
+    return _stated(answer, formulas[0])
 
 
 def _first_stated(text: str) -> Extraction | None:
-    """The first formula or number of what follows "answer is". One that is something, "the largest $n$ is 34", is skipped."""
-    formulas = list(_FORMULA.finditer(text))
-    spans = [match.span() for match in formulas]
-    numbers = [match for match in _NUMBER.finditer(text) if _has_digit(match[0])]
-    outside = [match for match in numbers if not any(begins <= match.start() < ends for begins, ends in spans)]
-    for match in sorted((*formulas, *outside), key=lambda found: found.start()):
-        if not _IS.match(text, match.end()):
-            return Extraction(_formula(text, match) if match.re is _FORMULA else match[0])
-    return None
+    """The first statement of what follows "answer is". One that is something, "the largest $n$ is 34", is skipped."""
+    statements = _statements(text)
+    first = next((i for i, match in enumerate(statements) if not _IS.match(text, match.end())), None)
+    if first is None:
+        return None
+    last = first
+    while last + 1 < len(statements) and _are_joined(text, statements[last], statements[last + 1]):
+        last += 1
+    return _listed(text, statements[first : last + 1])
 
 
 def _last_stated(text: str) -> Extraction | None:
-    formulas = list(_FORMULA.finditer(text))
-    begins = formulas[-1].end() if formulas else 0
-    numbers = [match for match in _NUMBER.finditer(text, begins) if _has_digit(match[0])]
-    if numbers:
-        return Extraction(numbers[-1][0])
-    return Extraction(_formula(text, formulas[-1])) if formulas else None
+    """The last statement, with those that a comma, `and` or `or` joins to it: "5 or 6" is not 6."""
+    statements = _statements(text)
+    if not statements:
+        return None
+    first = len(statements) - 1
+    while first > 0 and _are_joined(text, statements[first - 1], statements[first]):
+        first -= 1
+    return _listed(text, statements[first:])
 
 
-def _formula(text: str, match: re.Match[str]) -> str:
-    """What stands between the delimiters, with a percent sign that follows them."""
-    content = next(group for group in match.groups() if group is not None)
-    return content + (r"\%" if _PERCENT.match(text, match.end()) else "")
+def _statements(text: str) -> list[re.Match[str]]:
+    """The formulas, and the numbers outside them, in order. None at all when a formula is broken."""
+    formulas = [match for match in _FORMULA.finditer(text) if not _PROSE.search(_TEXT.sub(" ", _content(match)))]
+    outside, begins = [], 0
+    for match in formulas:
+        outside.append((begins, match.start()))
+        begins = match.end()
+    outside.append((begins, len(text)))
+    if any(_BROKEN_FORMULA.search(text, *span) for span in outside):
+        return []
+    numbers = [match for span in outside for match in _NUMBER.finditer(text, *span) if _has_digit(match[0])]
+    return sorted((*formulas, *numbers), key=lambda match: match.start())
+
+
+def _are_joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
+    return _AND_OR.fullmatch(text, one.end(), other.start()) is not None
+
+
+def _listed(text: str, matches: list[re.Match[str]]) -> Extraction:
+    return Extraction(", ".join(_stated(text, match) for match in matches))
+
+
+def _stated(text: str, match: re.Match[str]) -> str:
+    """A number as it stands; of a formula what stands between the delimiters, with a percent sign that follows them."""
+    if match.re is not _FORMULA:
+        return match[0]
+    return _content(match) + (r"\%" if _PERCENT.match(text, match.end()) else "")
+
+
+def _content(formula: re.Match[str]) -> str:
+    return next(group for group in formula.groups() if group is not None)
 
 
 def _has_digit(text: str) -> bool:

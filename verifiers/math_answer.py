@@ -14,11 +14,13 @@ from pydantic import Field
 
 from verifiers.deadline import Overrun, WorkerPool
 from verifiers.errors import InvalidReference
-from verifiers.extract import Extraction, boxed_answer, final_region, last_answer, only_formula
-from verifiers.math_compare import Comparison, Percent, Policy, Question, Units
+from verifiers.extract import MAX_BARE, Extraction, boxed_answer, final_region, last_answer, lenient_answer, only_formula
+from verifiers.math_compare import Comparison, Question
 from verifiers.math_number import decimal_comma, exact_number
+from verifiers.math_policy import Percent, Policy, Units
+from verifiers.math_spelling import normalized
 from verifiers.math_structure import Leaf, Many, Node, parsed
-from verifiers.math_text import excess_of_text, excess_of_value, is_balanced, literal_key, normalized
+from verifiers.math_text import excess_of_text, excess_of_value, is_balanced, literal_key
 from verifiers.registry import verifier
 from verifiers.types import Score, Task, correct, timeout, unparseable, wrong
 
@@ -67,25 +69,32 @@ class MathAnswer:
         evaluated: Annotated[
             bool, Field(description="Whether a number must be written as a number, so that 9+1 is not 10.")
         ] = True,
+        rounded: Annotated[
+            int,
+            Field(ge=0, description="Significant digits from which a decimal stands for what it rounds, on either side; 0: never."),
+        ] = 0,
+        ordered: Annotated[
+            bool, Field(description="Whether a list without braces must have the reference's order. A tuple must, a set need not.")
+        ] = False,
         vectors: Annotated[bool, Field(description="Whether a column or row matrix equals a tuple.")] = False,
         workers: int = 2,
     ) -> None:
         self._lenient = lenient
-        self._policy = Policy(percent=percent, units=units, tolerance=tolerance, evaluated=evaluated, vectors=vectors)
+        self._policy = Policy(percent, units, tolerance, rounded, evaluated, ordered, vectors)
         self._pool = WorkerPool(SYMBOLIC, size=workers)
 
     def prepare(self, reference: Any) -> object:
         """Refuses what is no answer: nothing, no text or number, unbalanced brackets, or more than is ever compared."""
-        return _reference(reference)
+        return _reference(reference, self._lenient)
 
     def example(self, reference: Any) -> str:
         """The reference's answer in a box."""
-        return f"\\boxed{{{_stated(str(reference)).strip()}}}"
+        return f"\\boxed{{{_stated(str(reference), self._lenient).strip()}}}"
 
     async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
-        reference = _reference(task.reference)
+        reference = _reference(task.reference, self._lenient)
         region = final_region(text)
-        found = boxed_answer(region) or (last_answer(region) if self._lenient else None)
+        found = lenient_answer(region) if self._lenient else boxed_answer(region)
         if found is None:
             return unparseable("no \\boxed{…} after the reasoning" if region.strip() else "nothing after the reasoning")
         shown = found.answer[:MAX_SHOWN]
@@ -144,16 +153,16 @@ class MathAnswer:
         return Judged(is_equal, f"equals the reference ({how})" if is_equal else f"is not {reference.text[:MAX_SHOWN]} ({how})")
 
 
-def _reference(reference: Any) -> Parsed:
+def _reference(reference: Any, lenient: bool) -> Parsed:
     if isinstance(reference, bool) or not isinstance(reference, (str, int, float)):
         raise InvalidReference(f"the reference is {reference!r:.60}, but math needs an answer: text or a number.")
-    return _parsed_reference(str(reference))
+    return _parsed_reference(str(reference), lenient)
 
 
 @lru_cache(maxsize=65536)
-def _parsed_reference(reference: str) -> Parsed:
+def _parsed_reference(reference: str, lenient: bool) -> Parsed:
     """Parsed once for each reference. Raises InvalidReference."""
-    answer = _stated(reference)
+    answer = _stated(reference, lenient)
     shown = f"the reference {answer.strip()[:60]!r}"
     too_large = excess_of_text(answer)
     if too_large:
@@ -167,12 +176,14 @@ def _parsed_reference(reference: str) -> Parsed:
     return Parsed(text, parsed(answer))
 
 
-def _stated(reference: str) -> str:
-    """The answer that a reference states: after `####`, in its box, or the whole of it."""
+def _stated(reference: str, lenient: bool) -> str:
+    """The answer that a reference states: after `####`, in its box, or the whole of it; leniently, the last that prose states."""
     if "####" in reference:
         return reference.rpartition("####")[2]
-    boxed = boxed_answer(reference)
-    return boxed.answer if boxed else reference
+    found = boxed_answer(reference)
+    if found is None and lenient and len(reference) > MAX_BARE:
+        found = last_answer(reference)
+    return found.answer if found else reference
 
 
 def _as_decimal_comma(reference: Parsed, given: Parsed) -> bool:

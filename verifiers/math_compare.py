@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from verifiers.math_number import Number, unit_of
+from verifiers.math_policy import Policy, numbers_equal, rounding_margin, units_agree, without_unit
 from verifiers.math_relation import FLIPPED, Assignment, assignment_of, named, region_of, regrouped
 from verifiers.math_structure import Leaf, Many, Matrix, Node, Relation, Row, Union, is_word
 from verifiers.math_text import literal_key
-
-Percent = Literal["value", "number", "either"]
-Units = Literal["optional", "required", "ignored"]
 
 # What leaves the work undone: accepted only where the reference has it too.
 _HEADS = re.compile(
@@ -26,27 +21,23 @@ _HEADS = re.compile(
     r"(?![A-Za-z])|\\frac\s*\{\s*d\s*\}|\\frac\s*\{\s*d\s|!|\\begin|\?"
 )
 _TOWER = re.compile(r"\d\s*\^\s*\{[^{}]*\d\s*\^")
-_TRAILING_UNIT = re.compile(r"(?P<body>.*[^\s\\])\s*(?P<unit>\\text\s*\{[^{}0-9]*\}\s*(?:\^\s*\{[23]\})?|°)$")
+_CHOICE_NAME = re.compile("[A-J]")
+_CHOICE = re.compile(r"(?:\((?P<bracketed>[A-J])\)|(?P<plain>[A-J])[.):])\s*(?P<content>\S.*)")
+_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.):]")
 _MAX_MATCHED = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How strictly answers are compared; the options of the verifier `math`."""
-
-    percent: Percent = "value"
-    units: Units = "optional"
-    tolerance: float = 0.0
-    evaluated: bool = True
-    vectors: bool = False
+_MAX_REPEATED = 4
 
 
 class Question(NamedTuple):
-    """Are two expressions equal ("equal": one text on each side), or two relations ("relation": left side, sign, right side)?"""
+    """Are two expressions equal ("equal": one text on each side), or two relations ("relation": left side, sign, right side)?
+
+    `margin` is how far apart two constants may be, as a fraction; "0" where they must be equal.
+    """
 
     kind: Literal["equal", "relation"]
     reference: tuple[str, ...]
     answer: tuple[str, ...]
+    margin: str = "0"
 
 
 class Comparison:
@@ -98,7 +89,9 @@ class Comparison:
         if wanted == given:
             return True
         if reference.number is not None and answer.number is not None:
-            return numbers_equal(reference.number, answer.number, self.policy) or self._differ("another number")
+            return numbers_equal(reference, answer, self.policy) or self._differ("another number")
+        if _CHOICE_NAME.fullmatch(wanted) and (choice := chosen(given)):
+            return wanted == choice or self._differ("another choice")
         if is_word(reference.text) or is_word(answer.text):
             return (wanted.lower() == given.lower() and len(wanted) > 1) or self._differ("other words")
         if reference.number is not None and self.policy.evaluated:
@@ -106,12 +99,12 @@ class Comparison:
         missing = {head[0] for head in _HEADS.finditer(answer.text)} - {head[0] for head in _HEADS.finditer(reference.text)}
         if missing or (_TOWER.search(answer.text) and not _TOWER.search(reference.text)):
             return self._differ("not a closed form")
-        (wanted, wanted_unit), (given, given_unit) = _without_unit(reference), _without_unit(answer)
-        if not _units_agree(wanted_unit, given_unit, self.policy.units):
+        (wanted, wanted_unit), (given, given_unit) = without_unit(reference), without_unit(answer)
+        if not units_agree(wanted_unit, given_unit, self.policy.units):
             return self._differ("another unit")
         if wanted == given:
             return True
-        return self._ask(Question("equal", (wanted,), (given,)))
+        return self._ask(Question("equal", (wanted,), (given,), str(rounding_margin(reference, answer, self.policy))))
 
     def _relation_and_value(self, relation: Relation, compare: Callable[[Node], bool | None], other: Node) -> bool | None:
         """`x = 5` and `5`, `x > 5` and `(5, \\infty)`."""
@@ -151,6 +144,8 @@ class Comparison:
         # "x = 1, y = 2" and "1, 2": without the names, the order is all that tells which is which.
         if len({item.name for item in (*wanted, *given) if item.name}) > 1:
             return self._in_order(values, others)
+        if self.policy.ordered and not (reference.is_set or answer.is_set):
+            return self._in_order(values, others)
         return self._in_any_order(values, others)
 
     def _list_and_other(self, reference: Node, answer: Node) -> bool | None:
@@ -161,6 +156,9 @@ class Comparison:
         compare = (lambda a, b: self.equal(b, a)) if swap else self.equal
         if len(set(many.items)) == 1:
             return compare(many.items[0], other)
+        # "1/2 or 0.5" says one thing twice.
+        if isinstance(other, Leaf) and not many.is_set and 0 < len(many.items) <= _MAX_REPEATED:
+            return _all(compare(item, other) for item in many.items)
         if isinstance(other, Row) and not many.is_set and (other.opening, other.closing) == ("(", ")"):
             values = tuple(item.value for item in named(many.items))
             return self._in_order(other.items, values) if swap else self._in_order(values, other.items)
@@ -170,10 +168,21 @@ class Comparison:
         return self._differ("another kind of object")
 
     def _matrices(self, reference: Node, answer: Node) -> bool | None:
+        if isinstance(reference, Leaf) or isinstance(answer, Leaf):
+            return self._matrix_and_expression(reference, answer)
         wanted, given = _matrix_rows(reference, self.policy.vectors), _matrix_rows(answer, self.policy.vectors)
         if wanted is None or given is None or [len(row) for row in wanted] != [len(row) for row in given]:
             return self._differ("another shape")
         return self._in_order([cell for row in wanted for cell in row], [cell for row in given for cell in row])
+
+    def _matrix_and_expression(self, reference: Node, answer: Node) -> bool | None:
+        r"""A matrix and a product that makes one, such as `\frac{1}{2}` times a matrix; of several matrices only if so allowed."""
+        texts = [_as_text(node) for node in (reference, answer)]
+        if None in texts or any(r"\begin" not in str(text) for text in texts):
+            return self._differ("another kind of object")
+        if self.policy.evaluated and any(str(text).count(r"\begin") > 1 for text in texts):
+            return self._differ("not evaluated to a matrix")
+        return self._ask(Question("equal", (str(texts[0]),), (str(texts[1]),)))
 
     def _in_order(self, reference: Iterable[Node], answer: Iterable[Node]) -> bool | None:
         wanted, given = list(reference), list(answer)
@@ -192,36 +201,12 @@ class Comparison:
         return found if found is not False else self._differ("other elements")
 
 
-def numbers_equal(reference: Number, answer: Number, policy: Policy) -> bool:
-    """Whether two exact numbers agree in value, unit and percent under a policy."""
-    if not _units_agree(reference.unit, answer.unit, policy.units):
-        return False
-    return any(_close(w, g, policy.tolerance) for w, g in _percent_readings(reference, answer, policy.percent))
-
-
-def _percent_readings(reference: Number, answer: Number, percent: Percent) -> list[tuple[Fraction, Fraction]]:
-    as_values = tuple(n.value / 100 if n.is_percent else n.value for n in (reference, answer))
-    as_numbers = (reference.value, answer.value)
-    return {"value": [as_values], "number": [as_numbers], "either": [as_values, as_numbers]}[percent]
-
-
-def _close(reference: Fraction, answer: Fraction, tolerance: float) -> bool:
-    return abs(reference - answer) <= Fraction(tolerance) * abs(reference)
-
-
-def _units_agree(reference: str, answer: str, units: Units) -> bool:
-    if units == "ignored" or reference == answer:
-        return True
-    return not reference or (units == "optional" and not answer)
-
-
-def _without_unit(leaf: Leaf) -> tuple[str, str]:
-    """An expression and the name of the unit after it, "" when there is none."""
-    match = _TRAILING_UNIT.match(leaf.text)
-    unit = unit_of(match["unit"], False) if match else None
-    if match is None or unit is None or unit[1] != 1:
-        return leaf.text, ""
-    return match["body"], unit[0]
+def chosen(text: str) -> str | None:
+    """The letter of `(B) 12` or `B. 12`, which names one choice and repeats what it says; None where several are named."""
+    match = _CHOICE.fullmatch(text)
+    if match is None or _OTHER_CHOICE.search(match["content"]):
+        return None
+    return match["bracketed"] or match["plain"]
 
 
 def _as_relation(item: Assignment) -> Node:
@@ -243,9 +228,26 @@ def _matrix_rows(node: Node, vectors: bool) -> tuple[tuple[Node, ...], ...] | No
     if isinstance(node, Matrix):
         is_vector = len(node.rows) == 1 or len(node.rows[0]) == 1
         return tuple((cell,) for row in node.rows for cell in row) if vectors and is_vector else node.rows
+    if isinstance(node, Row) and _is_bracketed(node) and all(map(_is_bracketed, node.items)):
+        rows = tuple(item.items for item in node.items if isinstance(item, Row))
+        return rows if len({len(row) for row in rows}) == 1 else None
     if vectors and isinstance(node, Row) and (node.opening, node.closing) == ("(", ")"):
         return tuple((item,) for item in node.items)
     return None
+
+
+def _is_bracketed(node: Node) -> bool:
+    return isinstance(node, Row) and node.opening + node.closing == "[]"
+
+
+def _as_text(node: Node) -> str | None:
+    """The text of a leaf, or of a matrix of leaves; None for anything else."""
+    if isinstance(node, Leaf):
+        return node.text
+    if not isinstance(node, Matrix) or not all(isinstance(cell, Leaf) for row in node.rows for cell in row):
+        return None
+    rows = [" & ".join(cell.text for cell in row if isinstance(cell, Leaf)) for row in node.rows]
+    return r"\begin{matrix}" + r"\cr ".join(rows) + r"\end{matrix}"
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:

@@ -29,8 +29,8 @@ _FORMS = re.compile(
 )
 _PREFIX = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>(?:\\\$|US\\\$)?)\s*(?P<sign2>[-+]?)\s*")
 _UNIT = re.compile(
-    r"(?P<percent>%)|(?P<degree>°)|(?P<currency>\\\$)|(?P<text>(?:\s*\\text\s*\{[^{}0-9]*\}\s*(?:\^\s*\{[23]\})?)+)"
-    r"|(?P<words>(?:(?<=\d)|\s)\s*[A-Za-z][A-Za-z /.]*(?:\^\s*\{[23]\})?)"
+    r"(?P<percent>%)|(?P<degree>°\s*[CF]?)|(?P<currency>\\\$)|(?P<text>(?:\s*\\text\s*\{[^{}0-9]*\}\s*(?:\^\s*\{[23]\})?)+)"
+    r"|(?P<words>\s*[A-Za-z][A-Za-z /.]*(?:\^\s*\{[23]\})?)"
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 # Words that change what the number means. Other words after a number are taken for its unit.
@@ -41,7 +41,7 @@ _VALUE_WORDS = """
 """
 _SHORT_UNIT_WORDS = """
     mm cm dm km m g kg mg lb lbs oz ft in yd mi ml mL cl dl l L s h hr hrs min ms J kJ N Pa kPa W kW V A K C F Hz mph kph rad deg
-    am pm a.m. p.m. cm/s m/s km/h
+    am pm a.m. p.m. cm/s m/s km/h sq cu
 """
 _NOT_UNITS, _SHORT_UNITS = frozenset(_VALUE_WORDS.split()), frozenset(_SHORT_UNIT_WORDS.split())
 _SAME_UNITS = {
@@ -49,7 +49,7 @@ _SAME_UNITS = {
     "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
     "gram": "g", "kilogram": "kg", "milligram": "mg", "liter": "l", "litre": "l", "milliliter": "ml", "inch": "in", "inche": "in",
     "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "pound": "lb", "lb": "lb", "ounce": "oz", "second": "s", "sec": "s",
-    "minute": "min", "hour": "h", "hr": "h",
+    "minute": "min", "hour": "h", "hr": "h", "mph": "mi/h", "kph": "km/h", "sq": "square", "sq.": "square", "cu": "cubic",
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def unit_of(rest: str, has_currency: bool) -> tuple[str, int] | None:
     if match is None or (has_currency and (match["percent"] or match["degree"])):
         return None
     if match["percent"] or match["degree"] or match["currency"]:
-        return ("dollar" if match["currency"] else rest), 1
+        return ("dollar" if match["currency"] else rest.replace(" ", "")), 1
     words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", rest).replace("(", " ").replace(")", " ").split()
     scale = 1
     if words and words[0].lower() in _SCALES:
@@ -145,13 +145,20 @@ def unit_of(rest: str, has_currency: bool) -> tuple[str, int] | None:
         return None
     if any(word.lower().strip(".,") in _NOT_UNITS for word in words):
         return None
-    unit = " ".join(_unit_name(word) for word in words)
-    unit = unit.replace("square ", "").replace("cubic ", "") + (" ^2" if "square" in unit else " ^3" if "cubic" in unit else "")
-    unit = re.sub(r"\s*\^\s*\{?([23])\}?", r"^\1", unit)
-    return (unit or name), scale
+    return _unit(" ".join(map(_unit_name, words))) or name, scale
+
+
+def _unit(names: str) -> str:
+    """`square cm` and `cm ^{2}` are one unit; `units` says of a number only that it has one."""
+    power = " ^2" if "square" in names else " ^3" if "cubic" in names else ""
+    names = names.replace(" per ", "/").replace("square ", "").replace("cubic ", "") + power
+    names = re.sub(r"\s*\^\s*\{?([23])\}?", r"^\1", names)
+    return "" if names in ("unit", "unit^2", "unit^3") else names
 
 
 def _unit_name(word: str) -> str:
+    if "/" in word:
+        return "/".join(map(_unit_name, word.split("/")))
     if word in _SHORT_UNITS or not word.isalpha():
         return _SAME_UNITS.get(word, word)
     lower = word.lower()

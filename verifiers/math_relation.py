@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
-from verifiers.math_structure import Leaf, Many, Node, Relation, Row, Union, is_name
+from verifiers.math_structure import FLIPPED, INFINITY, MINUS_INFINITY, Leaf, Many, Node, Relation, Row, Union, is_name
 from verifiers.math_text import literal_key
 
-_INFINITY, _MINUS_INFINITY = Leaf(r"\infty"), Leaf(r"-\infty")
-FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq", "=": "=", r"\neq": r"\neq"}
+# |z| and |w| are as often distances in the plane.
+_ABSOLUTE = re.compile(r"\|([a-vxy])\|")
+_MIRRORED = {"(": ")", ")": "(", "[": "]", "]": "["}
 
 
 class Assignment(NamedTuple):
@@ -38,7 +41,39 @@ def assignment_of(relation: Relation) -> Assignment | None:
 
 
 def region_of(relation: Relation) -> Assignment | None:
-    r"""The name and the set that `x \in S`, `x > 5`, `1 < x \leq 2` or `x \neq 3` describe; None for other relations."""
+    r"""The name and the set that `x \in S`, `x > 5`, `1 < x \leq 2`, `x \neq 3` or `|x| < 2` describe; None for other relations."""
+    region = _region(relation)
+    absolute = _ABSOLUTE.fullmatch(region.name) if region is not None else None
+    if region is None or absolute is None:
+        return region
+    unfolded = _both_sides(region.value)
+    return None if unfolded is None else Assignment(absolute[1], unfolded)
+
+
+def _both_sides(region: Node) -> Node | None:
+    """The x whose |x| lies in an interval; None where the interval is none, or reaches below 0 otherwise than without bound."""
+    if not isinstance(region, Row):
+        return None
+    lower, upper = region.items
+    if lower == MINUS_INFINITY:
+        below = _negative(upper)
+        return None if below is None else Row(_MIRRORED[region.closing], region.closing, (below, upper))
+    least, most = _negative(lower), MINUS_INFINITY if upper == INFINITY else _negative(upper)
+    if least is None or most is None:
+        return None
+    return Union((Row(_MIRRORED[region.closing], _MIRRORED[region.opening], (most, least)), region))
+
+
+def _negative(bound: Node) -> Leaf | None:
+    """Minus a bound that is a positive number, or a product without a sign of its own."""
+    if not isinstance(bound, Leaf) or re.search("[-+]", bound.text):
+        return None
+    if bound.number is None:
+        return Leaf(f"-{bound.text}")
+    return Leaf(f"-{bound.text}", replace(bound.number, value=-bound.number.value)) if bound.number.value > 0 else None
+
+
+def _region(relation: Relation) -> Assignment | None:
     terms, signs = relation.terms, relation.signs
     if len(terms) == 2 and signs[0] == r"\in":
         return Assignment(_name(terms[0]), terms[1]) if is_name(terms[0]) else None
@@ -49,8 +84,8 @@ def region_of(relation: Relation) -> Assignment | None:
             terms, signs = terms[::-1], (FLIPPED[signs[0]],)
         if not is_name(terms[0]) or not isinstance(terms[1], Leaf):
             return None
-        below = Row("(", "]" if signs[0] == r"\leq" else ")", (_MINUS_INFINITY, terms[1]))
-        above = Row("[" if signs[0] == r"\geq" else "(", ")", (terms[1], _INFINITY))
+        below = Row("(", "]" if signs[0] == r"\leq" else ")", (MINUS_INFINITY, terms[1]))
+        above = Row("[" if signs[0] == r"\geq" else "(", ")", (terms[1], INFINITY))
         if signs[0] == r"\neq":
             return Assignment(_name(terms[0]), Union((below, above)))
         return Assignment(_name(terms[0]), below if signs[0] in ("<", r"\leq") else above)

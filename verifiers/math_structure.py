@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from verifiers.math_number import Number, exact_number
-from verifiers.math_text import closing_bracket, literal_key, normalized, outermost, split_outermost, trimmed
+from verifiers.math_spelling import normalized
+from verifiers.math_text import closing_bracket, literal_key, outermost, split_outermost, trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,9 @@ class Relation:
 Node = Leaf | Row | Many | Union | Matrix | Relation
 
 MAX_NESTING = 12
+INFINITY, MINUS_INFINITY = Leaf(r"\infty"), Leaf(r"-\infty")
+REALS = Row("(", ")", (MINUS_INFINITY, INFINITY))
+FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq", "=": "=", r"\neq": r"\neq"}
 
 _SEMICOLON = re.compile(r"\s*;\s*")
 _AND_OR = r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|vee|land|wedge)(?![A-Za-z])"
@@ -72,13 +77,17 @@ _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _MATRIX = re.compile(
     r"(?:\[\s*|\(\s*)?\\begin\s*\{(?P<kind>[pbB]?matrix|array|smallmatrix)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)\\end\s*\{(?P=kind)\}\s*[\])]?"
 )
+_CASES = re.compile(r"\\begin\s*\{(?P<kind>cases|aligned|gathered)\}(?P<body>[^&]*)\\end\s*\{(?P=kind)\}")
+_OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])")
+_REALS = re.compile(r"\\mathbb\s*\{?R\}?|(?:\\text\s*\{\s*)?[Aa]ll real(?:s| numbers)\s*\}?")
+_POINTS_OUT = re.compile(r"\\mathbb\s*\{?R\}?\s*(?:\\setminus|-)\s*\\\{(?P<points>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\\\}")
 _ROWS = re.compile(r"\\cr(?![A-Za-z])")
 _CELLS = re.compile(r"&")
 _NAME = re.compile(r"[A-Za-z]|\\[A-Za-z]+")
 _NAME_PARTS = re.compile(
     r"\\(?:frac|overline|vec|hat|bar|overrightarrow|angle|triangle|mathbb|text|Delta|widehat|sphericalangle|measuredangle)(?![A-Za-z])|[A-Za-z'|:{}\s]"
     r"|_\{?\w+\}?|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|varphi|omega|sigma|rho|tau|psi|epsilon|ell|max|min)(?![A-Za-z])"
-    r"|\([\w\s,]*\)"
+    r"|\([\w\s,]*\)|\^\s*\{-1\}"
 )
 
 
@@ -108,11 +117,11 @@ def _parse(text: str, level: int) -> Node:
     number = exact_number(text)
     if number is not None or level > MAX_NESTING:
         return Leaf(text, number)
-    for parse in (_matrix, _list, _relation, _union, _bracketed, _plus_minus):
+    for parse in (_matrix, _list, _relation, _union, _without_points, _bracketed, _plus_minus):
         node = parse(text, level + 1)
         if node is not None:
             return node
-    return Leaf(text)
+    return REALS if _REALS.fullmatch(text) else Leaf(text)
 
 
 def _list(text: str, level: int) -> Node | None:
@@ -121,7 +130,35 @@ def _list(text: str, level: int) -> Node | None:
     if len(groups) > 1:
         return _many([_grouped(piece, level) for piece in groups])
     pieces = [piece for piece in split_outermost(text, _COMMA) if piece.strip()]
-    return _many([_parse(piece, level) for piece in pieces]) if len(pieces) > 1 else None
+    if len(pieces) < 2:
+        return None
+    items = [_parse(piece, level) for piece in pieces]
+    chain = _between(items) if not _OR.search(text) else None
+    return chain or _many(items)
+
+
+def _between(items: list[Node]) -> Node | None:
+    """`x > 1 and x < 3` as `1 < x < 3`; None where that is not one interval between numbers."""
+    bounds: dict[str, tuple[Leaf, str]] = {}
+    names: set[Node] = set()
+    for item in items:
+        if not isinstance(item, Relation) or len(item.terms) != 2 or item.signs[0] not in FLIPPED:
+            return None
+        (name, bound), sign = item.terms, item.signs[0]
+        if is_name(bound) and not is_name(name):
+            name, bound, sign = bound, name, FLIPPED[sign]
+        if not is_name(name) or not isinstance(bound, Leaf) or bound.number is None or sign[0] == "=":
+            return None
+        names.add(name)
+        bounds["<" if sign in ("<", r"\leq") else ">"] = (bound, sign)
+    if len(items) != 2 or len(names) != 1 or len(bounds) != 2:
+        return None
+    (lower, above), (upper, below) = bounds[">"], bounds["<"]
+    assert lower.number is not None
+    assert upper.number is not None
+    if lower.number.value >= upper.number.value:
+        return None
+    return Relation((lower, names.pop(), upper), (FLIPPED[above], below))
 
 
 def _grouped(text: str, level: int) -> Node:
@@ -150,6 +187,19 @@ def _relation(text: str, level: int) -> Node | None:
 def _union(text: str, level: int) -> Node | None:
     parts = split_outermost(text, _UNION)
     return Union(tuple(_parse(part, level) for part in parts)) if len(parts) > 1 else None
+
+
+def _without_points(text: str, level: int) -> Node | None:
+    r"""`\mathbb{R} \setminus \{1, 2\}` as the union of the open intervals between the points."""
+    match = _POINTS_OUT.fullmatch(text)
+    if match is None:
+        return None
+    points = [_parse(piece, level) for piece in _COMMA.split(match["points"])]
+    if not all(isinstance(point, Leaf) and point.number is not None for point in points):
+        return None
+    ordered = sorted(points, key=lambda point: point.number.value)  # type: ignore[union-attr]
+    ends = (MINUS_INFINITY, *ordered, INFINITY)
+    return Union(tuple(Row("(", ")", pair) for pair in pairwise(ends)))
 
 
 def _bracketed(text: str, level: int) -> Node | None:
@@ -183,6 +233,10 @@ def _set(inside: str, level: int) -> Node:
 
 
 def _matrix(text: str, level: int) -> Node | None:
+    if r"\begin" not in text:
+        return None
+    if (cases := _CASES.fullmatch(text)) is not None:
+        return _many([_parse(row, level) for row in _ROWS.split(cases["body"]) if row.strip()])
     match = _MATRIX.fullmatch(text)
     if match is None or r"\begin" in match["body"]:
         return None

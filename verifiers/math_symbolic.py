@@ -6,10 +6,10 @@ Numbers at random points refute; only sympy's exact simplification accepts. What
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
-from sympy import Expr, Float, Rational
+from sympy import Expr, Float, MatrixBase, Rational
 
 from verifiers.math_expression import NotUnderstood, TooLarge, expression
 
@@ -22,25 +22,35 @@ POINTS = [Rational(p, q) for p, q in ((17, 13), (-29, 19), (41, 23), (-7, 31), (
 sys.set_int_max_str_digits(0)
 
 
+class Near(NamedTuple):
+    """How far apart two constants may be: relative to the reference, or in all."""
+
+    tolerance: float
+    margin: Any
+
+
+EXACTLY = Near(0.0, Rational(0))
+
+
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Replies to `{"questions": [[kind, reference, answer], ...], "tolerance": t}`: a verdict and a note for each.
+    """Replies to `{"questions": [[kind, reference, answer, margin], ...], "tolerance": t}`: a verdict and a note for each.
 
     `too_large` instead says that a value was too large to compute; nothing is known of the other questions then.
     """
     verdicts = []
-    for kind, reference, given in question["questions"]:
+    for kind, reference, given, margin in question["questions"]:
         try:
-            verdicts.append(_verdict(kind, reference, given, question["tolerance"]))
+            verdicts.append(_verdict(kind, reference, given, Near(question["tolerance"], Rational(margin))))
         except TooLarge as error:
             return {"too_large": str(error)}
     return {"verdicts": verdicts}
 
 
-def _verdict(kind: str, reference: list[str], given: list[str], tolerance: float) -> tuple[bool, str]:
+def _verdict(kind: str, reference: list[str], given: list[str], near: Near) -> tuple[bool, str]:
     try:
         if kind == "relation":
             return relations_equal(reference, given), "compared as relations"
-        return expressions_equal(expression(reference[0]), expression(given[0]), tolerance), "compared symbolically"
+        return expressions_equal(expression(reference[0]), expression(given[0]), near), "compared symbolically"
     except NotUnderstood as error:
         return False, f"not understood: {error}"[:200]
     except (ArithmeticError, ValueError, TypeError, AttributeError, NotImplementedError, LookupError, AssertionError) as error:
@@ -48,15 +58,17 @@ def _verdict(kind: str, reference: list[str], given: list[str], tolerance: float
         return False, f"not decided: {type(error).__name__}"
 
 
-def expressions_equal(reference: Expr, given: Expr, tolerance: float = 0.0) -> bool:
-    """Whether two expressions are proved equal for all real values of their letters; constants may be near, within a tolerance."""
+def expressions_equal(reference: Expr, given: Expr, near: Near = EXACTLY) -> bool:
+    """Whether two expressions are proved equal for all real values of their letters. Constants need only be near."""
+    if isinstance(reference, MatrixBase) or isinstance(given, MatrixBase):
+        return _matrices_equal(reference, given, near)
     if reference == given:
         return reference is not sympy.nan and reference is not sympy.zoo
     if reference.has(sympy.oo, sympy.zoo, sympy.nan) or given.has(sympy.oo, sympy.zoo, sympy.nan):
         return False
-    if tolerance > 0 and not (reference.free_symbols or given.free_symbols):
+    if near != EXACTLY and not (reference.free_symbols or given.free_symbols):
         wanted, found = sympy.N(reference, DIGITS), sympy.N(given, DIGITS)
-        return bool(abs(wanted - found) <= tolerance * abs(wanted))
+        return bool(abs(wanted - found) <= sympy.Max(near.margin, near.tolerance * abs(wanted)))
     if is_refuted(reference, given):
         return False
     difference: Any = reference - given
@@ -64,16 +76,24 @@ def expressions_equal(reference: Expr, given: Expr, tolerance: float = 0.0) -> b
         return True
     # x^{2/3} and the cube root of x^2 agree where both are real; points where both are and they differ have been tried.
     positive = {letter: sympy.Symbol(f"positive {letter.name}", positive=True) for letter in difference.free_symbols}
-    return bool(positive) and is_zero(difference.xreplace(positive))
+    return bool(positive) and is_zero(sympy.expand_log(difference.xreplace(positive)))
+
+
+def _matrices_equal(reference: Any, given: Any, near: Near) -> bool:
+    """Whether two matrices agree entry by entry. A matrix equals nothing else."""
+    if not isinstance(reference, MatrixBase) or not isinstance(given, MatrixBase) or reference.shape != given.shape:
+        return False
+    return all(expressions_equal(wanted, found, near) for wanted, found in zip(reference.flat(), given.flat(), strict=True))
 
 
 def is_refuted(reference: Expr, given: Expr) -> bool:
-    """Whether the two differ at some point where both are real, or as constants."""
+    """Whether the two differ at some point, or as constants. Unless one writes i, only points count where both are real."""
+    is_complex = reference.has(sympy.I) or given.has(sympy.I)
     letters: list[Any] = sorted(reference.free_symbols | given.free_symbols, key=str)
     for shift in range(NUM_POINTS if letters else 1):
         point = {letter: _point(letter, i + shift) for i, letter in enumerate(letters)}
         wanted, found = _number(reference.xreplace(point)), _number(given.xreplace(point))
-        if wanted is None or found is None or (letters and wanted.is_real != found.is_real):
+        if wanted is None or found is None or (letters and not is_complex and not (wanted.is_real and found.is_real)):
             continue
         if abs(wanted - found) > Float(10) ** (8 - DIGITS) * (1 + abs(wanted)):
             return True

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verifiers.extract import Extraction, boxed_answer, boxed_spans, final_region, last_answer, only_formula
+from verifiers.extract import Extraction, boxed_answer, boxed_spans, final_region, last_answer, lenient_answer, only_formula
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def test_the_final_region_is_what_follows_the_reasoning(text: str, region: str):
         (r"\boxed{2} so in all \boxed{2}", Extraction("2")),
         (r"\boxed{1}, \boxed{2} and \boxed{3}", Extraction("1, 2, 3")),
         (r"$x = \boxed{1}$ \text{ or } $x = \boxed{2}$", Extraction("1, 2")),
+        (r"\boxed{1} \text{ for part (a) and } \boxed{2}", Extraction("1, 2")),
+        (r"\boxed{1} \text{ hence } \boxed{2}", Extraction("2", ("1",))),
         (r"\boxed{28}\%", Extraction(r"28\%")),
         (r"$\boxed{28}$ percent", Extraction(r"28\%")),
         (r"{ \boxed{5}", Extraction("5")),
@@ -67,10 +69,39 @@ def test_the_last_balanced_box_is_the_answer(region: str, extraction: Extraction
         ("The final answer is $7$. I checked 3 times.", "7"),
         ("Final Answer: The largest n is 34.", "34"),
         ("Final Answer: The largest $n$ is 34.", "34"),
+        ("Sum: 2,74 a piece", "2,74"),
+        ("how many $? just about 1$", "1"),
+        ("The roots are $1$ and $2$", "1, 2"),
+        ("It is 5 or 6.", "5, 6"),
+        ("The answer is $x=1$, $x=2$, or $x=3$. I checked 9 times.", "x=1, x=2, x=3"),
+        ("The answer is not 5. It is 6.", "6"),
+        ("We get \\[ \n 9 \n \\]", " \n 9 \n "),
     ],
 )
 def test_a_lenient_answer_is_the_last_one_stated(region: str, answer: str):
     found = last_answer(region)
+    assert found is not None
+    assert found.answer == answer
+
+
+@pytest.mark.parametrize("region", ["We get $ \n 9 \n $", "We get \\( \n 9 \n \\)", "so \\( 9 and that is 9"])
+def test_no_digits_are_rescued_from_a_formula_that_does_not_end(region: str):
+    assert last_answer(region) is None
+
+
+@pytest.mark.parametrize(
+    ("region", "answer"),
+    [
+        (r"\boxed{5} and nothing else", "5"),
+        (r"\boxed{5}, so the answer is 6", "5"),  # only a *final* answer is later than the box
+        (r"$a = \boxed{5}$. Final Answer: The final answer is $60$. I hope it is correct.", "60"),
+        (r"$a = \boxed{5}$. The final answer is correct.", "5"),
+        (r"**Final Answer**: \boxed{7}", "7"),
+        ("no box, the answer is 8", "8"),
+    ],
+)
+def test_a_final_answer_after_the_box_is_the_lenient_answer(region: str, answer: str):
+    found = lenient_answer(region)
     assert found is not None
     assert found.answer == answer
 

@@ -89,6 +89,24 @@ def test_the_outcome_says_what_happened(math: MathAnswer, text: str, outcome: Ou
         ({"units": "ignored"}, "15 cm", "15 m", 1.0),
         ({"evaluated": False}, "10", "9+1", 1.0),
         ({"evaluated": False}, "10", "9+2", 0.0),
+        (
+            {"evaluated": False},
+            r"\begin{pmatrix}6&8\end{pmatrix}",
+            r"\begin{pmatrix}1&2\end{pmatrix}+\begin{pmatrix}5&6\end{pmatrix}",
+            1.0,
+        ),
+        ({"rounded": 4}, "1/3", "0.3333", 1.0),
+        ({"rounded": 4}, "1/3", "0.333", 0.0),  # too few digits
+        ({"rounded": 4}, "1/3", "0.3334", 0.0),  # not the nearest
+        ({"rounded": 4}, r"(\frac35, \frac83]", "(0.6, 2.6667]", 1.0),
+        ({"rounded": 4}, "0.3333", r"\frac13", 1.0),
+        ({"rounded": 4}, r"\sqrt{2}", "1.4142", 1.0),
+        ({"rounded": 4}, r"\sqrt{2}", "1.4143", 0.0),
+        ({"rounded": 4}, "16386.20", "16386.17", 0.0),
+        ({"rounded": 4}, "1000", "1001", 0.0),
+        ({"ordered": True}, "1, 2", "2, 1", 0.0),
+        ({"ordered": True}, "1, 2", "1, 2.0", 1.0),
+        ({"ordered": True}, r"\{1, 2\}", "2, 1", 1.0),  # a set has no order
         ({"vectors": True}, r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)", 1.0),
         ({"vectors": True}, r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)", 0.0),
     ],

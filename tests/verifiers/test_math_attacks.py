@@ -49,7 +49,7 @@ import sympy, sympy.parsing.sympy_parser
 spec = importlib.util.spec_from_file_location("symbolic", {symbolic!r})
 symbolic = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(symbolic)
-symbolic.answer({{"questions": [["equal", ["x+1"], ["1+x"]]], "tolerance": 0}})
+symbolic.answer({{"questions": [["equal", ["x+1"], ["1+x"], "0"]], "tolerance": 0}})
 sympify_module = sys.modules["sympy.core.sympify"]
 real_sympify = sympify_module.sympify
 def stop(*args, **kwargs):

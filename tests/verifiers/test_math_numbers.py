@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verifiers.math_number import Number, exact_number
-from verifiers.math_text import literal_key, normalized
+from verifiers.math_spelling import normalized
+from verifiers.math_text import literal_key
 
 NUMBERS = [
     ("-5", Fraction(-5)),

@@ -91,4 +91,5 @@ def test_a_reward_is_the_weighted_mean_and_stays_in_range(parts: dict[str, tuple
 
 def test_the_built_in_mixes_are_there():
     assert built_in_mixes()["math"].main == "math"
+    assert built_in_mixes()["math_lenient"]["math"].options == {"lenient": True, "evaluated": False, "rounded": 4}
     assert built_in_mixes()["format"]["format"].options == {"preset": "think_answer"}
