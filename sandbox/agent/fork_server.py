@@ -337,6 +337,7 @@ class Job:
         streams = {stream.descriptor: stream for stream in (self._out, self._err)}
         for descriptor in (*streams, self._status, self._stream.incoming, self._answers):
             poll.register(descriptor, select.POLLIN)
+        self._hear()  # the first question may have come with the program
         while self._ending is None:
             if self._unsent:
                 poll.register(self._questions, select.POLLOUT)
@@ -354,6 +355,7 @@ class Job:
                     if not self._unsent:
                         poll.unregister(descriptor)
                 elif descriptor == self._stream.incoming:
+                    self._stream.read()
                     self._hear()
                 else:  # its first process has said how the program ended, or is gone
                     self._end("exited", "")
@@ -382,8 +384,7 @@ class Job:
             self._end("wall_time", f"not done after {self._wall_limit:g} s")
 
     def _hear(self) -> None:
-        """What the other end says while the program runs."""
-        self._stream.read()
+        """What the other end has said while the program runs."""
         while self._ending is None and (frame := self._stream.take()) is not None:
             if frame["id"] != self._id:
                 raise Gone(f"asked about {frame['id']!r} while {self._id!r} was running")
