@@ -50,7 +50,12 @@ class JailHost:
                 ours.close()
                 _remove(folder)
                 raise SandboxUnavailable(f"{command[0]} could not be started: {error}.") from None
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
+        except BaseException:
+            process.kill()
+            _remove(folder)
+            raise
         return JailWire(process, reader, writer, name, folder)
 
     def _command(self, opened: contextlib.ExitStack) -> tuple[list[str], list[int]]:

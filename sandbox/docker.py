@@ -183,7 +183,7 @@ class ContainerWire:
         self.container_id = container_id
         self._api, self._reader, self._writer = api, reader, writer
         self._stdout, self._stderr = bytearray(), bytearray()
-        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     @classmethod
     async def over(cls, api: Any, container_id: str, stream: socket.socket, name: str) -> ContainerWire:
@@ -209,12 +209,11 @@ class ContainerWire:
         return data
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        # First: Docker waits for whoever should read a container's output before it lets the container go.
-        self._writer.transport.abort()
-        await asyncio.shield(asyncio.to_thread(self._remove))
+        if self._closing is None:
+            # First: Docker waits for whoever should read a container's output before it lets the container go.
+            self._writer.transport.abort()
+            self._closing = asyncio.ensure_future(asyncio.to_thread(self._remove))
+        await asyncio.shield(self._closing)
 
     def last_words(self) -> str:
         return self._stderr.decode("utf-8", "replace")

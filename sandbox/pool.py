@@ -209,9 +209,9 @@ class Pool:
         if slot is not None and not slot.is_spent:
             return slot
         if slot is not None:
+            await slot.close()  # stays in its place until it is gone, for `close` to find
             self._slots[place] = None
             self._counts["slots_replaced"] += 1
-            await slot.close()
         delay_s = 0.1
         while True:
             try:

@@ -56,18 +56,18 @@ class Program:
             path = PurePosixPath(name)
             if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
                 raise ProgramError(
-                    f"a program's file is called {name!r}; its name must be relative and stay inside the folder. Use a name such as "
+                    f"a program's file is called {name!r}; its name must be relative and stay inside the folder. Use a name like "
                     "data/input.txt."
                 )
         if (size := sum(map(len, self.files.values()))) > MAX_FILES_BYTES:
             raise ProgramError(f"a program's files have {size:,} bytes together; at most {MAX_FILES_BYTES:,} are taken.")
-        names = (self.entry_point or "f").split(".")
+        names = [] if self.entry_point is None else self.entry_point.split(".")
         if not all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
             raise ProgramError(f"the entry point {self.entry_point!r} is not the name of a function. Give one such as solve.")
 
 
 class Ending(StrEnum):
-    """How a program ended. Every ending is the program's own doing: what is ours is raised, as SandboxLost or SandboxUnavailable."""
+    """How a program ended. Every ending is its own doing: what is ours is raised, as SandboxLost or SandboxUnavailable."""
 
     EXITED = "exited"  # by itself, with any exit code
     KILLED = "killed"  # by a signal of its own making, e.g. a segmentation fault

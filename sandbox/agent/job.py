@@ -135,6 +135,8 @@ def _become(source: str, entry_point: str | None, questions: int, answers: int) 
     sys.modules[module.__name__] = module
     sys.argv = [FILE_NAME]
     sys.path.remove(OUR_FOLDER)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
+        del sys.modules[name]
     sys.stdin = sys.__stdin__ = _text(0, "r", "surrogateescape")
     sys.stdout = sys.__stdout__ = _text(1, "w", "surrogateescape")
     sys.stderr = sys.__stderr__ = _text(2, "w", "backslashreplace")

@@ -58,6 +58,6 @@ def _table(*texts: str) -> dict[str, int]:
 ALLOWED = _table(_FILES, _MEMORY, _PROCESSES, _SIGNALS, _TIME, _EVENTS, _SOCKETS, _MACHINE)
 
 # What the fork server does before a program runs: namespaces (clone with their flags), mounts, and the filter itself.
-SERVER_ONLY = ("mount", "mount_setattr", "seccomp", "umount2")
+SERVER_ONLY = ("mount", "mount_setattr", "seccomp")
 
 CLONE, CLONE3, SOCKET, SOCKETPAIR, IOCTL = 56, 435, 41, 53, 16
