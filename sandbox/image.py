@@ -103,11 +103,30 @@ def describe(name: str, image: Any) -> ImageInfo:
     )
 
 
+def remove_others(client: docker.DockerClient) -> list[str]:
+    """Remove our images of other versions, but for those that a container uses. Their names."""
+    from docker.errors import APIError
+
+    removed = []
+    with daemon_errors():
+        for image in client.images.list(REPOSITORY):
+            if image.labels.get(HASH) == image_hash(image.labels.get(PACKAGES, "").split()):
+                continue
+            for tag in image.tags:
+                try:
+                    client.api.remove_image(tag)
+                    removed.append(tag)
+                except APIError as error:
+                    if error.status_code != 409:
+                        raise
+    return removed
+
+
 def _missing(client: docker.DockerClient, name: str | None) -> str:
     if name is not None:
         return f"there is no image {name} here, which sandbox.image names. Type: grpo sandbox build; then leave sandbox.image out."
-    others = sorted(tag for image in client.images.list(REPOSITORY) for tag in image.tags)
-    seen = f" ({', '.join(others)} hold other versions of the agent)" if others else ""
+    others = [tag for image in client.images.list(REPOSITORY) for tag in image.tags]
+    seen = f" ({len(others)} of other versions: {', '.join(others[:2])}{', ...' if others[2:] else ''})" if others else ""
     return f"there is no image {image_name()} here{seen}. Type: {build_command()}."
 
 

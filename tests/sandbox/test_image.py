@@ -66,7 +66,7 @@ OLD = "grpo-sandbox:000000000000"
     ("images", "asked", "says"),
     [
         ({}, None, [f"no image {image_name()} here", "Type: grpo sandbox build."]),
-        ({OLD: made_by_us()}, None, [f"{OLD} hold other versions of the agent", "Type: grpo sandbox build."]),
+        ({OLD: made_by_us()}, None, [f"1 of other versions: {OLD}", "Type: grpo sandbox build."]),
         ({}, "grpo-sandbox:mine", ["no image grpo-sandbox:mine here, which sandbox.image names", "grpo sandbox build"]),
         (
             {OLD: made_by_us("python3-numpy") | {HASH: "0" * 64}},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +122,6 @@ def test_a_stage_is_one_line_where_there_is_no_terminal(console: Console):
     assert said(console).strip() == "0.0 s  the root (43.7 MB)"
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    from sandbox.docker import connect
-
-    client = connect()
-    yield client
-    client.close()
-
-
 @pytest.mark.docker
 @pytest.mark.timeout(600)
 def test_an_image_is_built_found_and_not_built_twice(client: Any, console: Console):
@@ -146,9 +136,9 @@ def test_an_image_is_built_found_and_not_built_twice(client: Any, console: Conso
 
 
 @pytest.mark.docker
-def test_the_image_holds_one_program_and_it_is_python(client: Any):
-    image = find_image(client)
-    container = client.api.create_container(image.id, command=["python3"])["Id"]
+def test_the_image_holds_one_program_and_it_is_python(client: Any, image: str):
+    found = find_image(client, image)
+    container = client.api.create_container(found.id, command=["python3"])["Id"]
     try:
         with tarfile.open(fileobj=io.BytesIO(b"".join(client.api.export(container)))) as tar:
             members = {member.name: member for member in tar}
@@ -157,14 +147,14 @@ def test_the_image_holds_one_program_and_it_is_python(client: Any):
     executable = [name for name, member in members.items() if member.isfile() and member.mode & 0o111 and ".so" not in name]
     # Docker itself puts .dockerenv, dev/console and three files into /etc.
     assert [name for name in executable if name.split("/")[0] not in (".dockerenv", "dev", "etc")] == [
-        f"usr/bin/python{image.python[:4]}"
+        f"usr/bin/python{found.python[:4]}"
     ]
     assert not [name for name, member in members.items() if member.mode & 0o6000]  # set-user-id, set-group-id
     assert "usr/share/zoneinfo/Europe/Berlin" in members
-    stdlib = f"usr/lib/python{image.python[:4]}"
+    stdlib = f"usr/lib/python{found.python[:4]}"
     assert f"{stdlib}/unittest/__init__.py" in members
     assert not {f"{stdlib}/test", f"{stdlib}/idlelib", f"{stdlib}/lib2to3", f"{stdlib}/ensurepip"} & members.keys()
-    compiled = f"{stdlib}/__pycache__/argparse.cpython-{image.python[:4].replace('.', '')}.pyc"
+    compiled = f"{stdlib}/__pycache__/argparse.cpython-{found.python[:4].replace('.', '')}.pyc"
     assert compiled in members
 
 
