@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -65,6 +66,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._is_closed = False
+        self._counts = Counter(asked=0, killed=0)
 
     async def ask(self, question: Any) -> Any:
         """The program's answer. Raises Overrun or WorkerLost. Cancelling kills the worker that is at it, if any."""
@@ -76,9 +78,19 @@ class WorkerPool:
             asked.cancel()
             raise
 
+    def count_kill(self) -> None:
+        with self._lock:
+            self._counts["killed"] += 1
+
     def pids(self) -> list[int]:
         """The living worker processes."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    def counters(self) -> dict[str, int]:
+        """Questions asked, and worker processes killed or lost, since the last call."""
+        with self._lock:
+            counts, self._counts = self._counts, Counter(asked=0, killed=0)
+        return dict(counts)
 
     async def close(self) -> None:
         """Kill all workers and wait until they are gone. Questions still open get WorkerLost."""
@@ -88,6 +100,7 @@ class WorkerPool:
         with self._lock:
             if self._is_closed:
                 raise WorkerLost("the pool of workers is closed.")
+            self._counts["asked"] += 1
             self._waiting.put(asked)
             num_idle = sum(worker.is_idle for worker in self._workers)
             if self._waiting.qsize() > num_idle and len(self._workers) < self.size:
@@ -177,6 +190,7 @@ class _Worker:
                 return self._attempt(asked)
             except (Overrun, WorkerLost) as error:
                 self._reap()
+                self._pool.count_kill()
                 if asked.is_cancelled or self._is_stopping:
                     raise WorkerLost("the check was cancelled.") from None
                 if type(error) in seen:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_SIMPLE_BOX = re.compile(r"\\boxed\{([^{}\\]*)\}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may stand between two boxes that together are one answer: `\boxed{1}$ and $\boxed{2}`, `\boxed{1}, y = \boxed{2}`.
 _CONNECTIVE = re.compile(
@@ -72,6 +73,9 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
 
 def boxed_answer(region: str) -> Extraction | None:
     r"""The last box; boxes joined by commas and conjunctions are one list. None when there is no balanced box."""
+    start = region.rfind("\\boxed")
+    if start == region.find("\\boxed") and (box := _SIMPLE_BOX.match(region, start)) and "\\fbox" not in region:
+        return Extraction(box[1] + (r"\%" if _PERCENT.match(region, box.end()) else ""))
     spans = boxed_spans(region)
     if not spans:
         return None

@@ -11,7 +11,9 @@ from fractions import Fraction
 
 MAX_POWER_BITS = 4096
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:[ ]\d{3})+|\d+)"
+_DIGITS = r"(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:[ ]\d{3})+)|\d+)"
+_PLAIN = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_MAX_PLAIN = 40
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _SIGNED = rf"[-+]?\s*{_DECIMAL}"
 _FORMS = re.compile(
@@ -60,6 +62,15 @@ class Number:
     value: Fraction
     is_percent: bool = False
     unit: str = ""
+
+
+def plain_number(text: str) -> Fraction | int | None:
+    """The value of an answer that is nothing but digits, as most are: what `exact_number` would say of it once normalized."""
+    text = text.strip()
+    if len(text) > _MAX_PLAIN or not text.isascii() or not _PLAIN.fullmatch(text):
+        return None
+    plain = text.replace(",", "")
+    return Fraction(plain) if "." in plain else int(plain)
 
 
 def exact_number(text: str) -> Number | None:

@@ -11,7 +11,6 @@ from functools import lru_cache
 from itertools import pairwise
 
 from verifiers.math_number import Number, exact_number
-from verifiers.math_spelling import normalized
 from verifiers.math_text import closing_bracket, literal_key, outermost, split_outermost, trimmed
 
 
@@ -92,9 +91,9 @@ _NAME_PARTS = re.compile(
 
 
 @lru_cache(maxsize=65536)
-def parsed(text: str) -> Node:
-    """The structure of an answer as written. Total: what has none is a Leaf."""
-    return _parse(normalized(text), 0)
+def structure(text: str) -> Node:
+    """The structure of a normalized answer. Total: what has none is a Leaf."""
+    return _parse(text, 0)
 
 
 def is_name(node: Node) -> bool:
