@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -10,3 +12,33 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 os.environ.update(QUIET)
+
+
+NO_DOCKER = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(trylast=True)  # after -m has left out what was not asked for
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked docker are skipped where no daemon answers."""
+    in_docker = [item for item in items if item.get_closest_marker("docker")]
+    if in_docker and (reason := why_no_docker()):
+        config.stash[NO_DOCKER] = f"{len(in_docker)} tests that need Docker were skipped. {reason}"
+        for item in in_docker:
+            item.add_marker(pytest.mark.skip(reason="no Docker daemon answers"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if NO_DOCKER in config.stash:
+        terminalreporter.section("no Docker")
+        terminalreporter.write_line(config.stash[NO_DOCKER])
+
+
+def why_no_docker() -> str:
+    from sandbox.docker import connect
+    from sandbox.errors import SandboxUnavailable
+
+    try:
+        connect(timeout_s=10).close()
+    except SandboxUnavailable as error:
+        return str(error)
+    return ""
