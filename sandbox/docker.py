@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -64,9 +65,22 @@ def daemon_errors() -> Iterator[None]:
         yield
     except (docker.errors.DockerException, requests.RequestException, OSError) as error:
         raise SandboxUnavailable(
-            f"Docker did not do what was asked: {_first_line(error)}. Start it (systemctl start docker, or dockerd), or set "
-            "sandbox.level to bubblewrap, which needs no Docker; grpo sandbox doctor says what this machine has."
+            f"Docker {_complaint(error)}, or set sandbox.level to bubblewrap, which needs no Docker; grpo sandbox doctor says what "
+            "this machine has."
         ) from error
+
+
+NOT_THERE = ("Connection aborted", "ConnectionRefused", "NewConnectionError", "FileNotFoundError", "Name or service not known")
+
+
+def _complaint(error: BaseException) -> str:
+    """What is wrong with the daemon, and what to type."""
+    address, text = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock", str(error)
+    if "PermissionError" in text:
+        return f"refuses you at {address}. Type: sudo usermod -aG docker $USER, and log in again"
+    if any(words in text for words in NOT_THERE):
+        return f"does not answer at {address}. Type: apt-get install docker.io, then systemctl start docker (or: dockerd &)"
+    return f"did not do what was asked: {_first_line(error)}. See docker info and the daemon's log"
 
 
 def _first_line(error: BaseException) -> str:
