@@ -1,0 +1,246 @@
+"""kill -9 in the middle of a batch: of the driver, of a fork server, of a container, of the Docker daemon.
+
+Every program is judged or run again; none is lost silently, none is taken for a failure of its own; nothing is left after the next
+start. The daemon that is killed here is one of our own, beside the machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox import pool as pool_module
+from sandbox.cleaning import sweep
+from sandbox.config import SandboxConfig
+from sandbox.docker import connect
+from sandbox.errors import SandboxUnavailable
+from sandbox.ownership import LABEL_OWNER, Owner
+from sandbox.pool import open_sandbox
+from sandbox.types import Limits, Program
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
+
+WARM = SandboxConfig(slots=2, memory_mb=128)
+
+
+def containers_of(client, owner: Owner | None = None) -> list[dict]:
+    found = client.api.containers(all=True, filters={"label": LABEL_OWNER})
+    return [c for c in found if owner is None or c["Labels"][LABEL_OWNER] == str(owner)]
+
+
+async def batch(sandbox, count: int, *, seconds: float) -> list:
+    """Programs that each take a while and print their own number."""
+    programs = [Program(f"import time; time.sleep({seconds}); print({number})") for number in range(count)]
+    return await asyncio.gather(*(sandbox.run(program) for program in programs))
+
+
+def assert_all_right(executions) -> None:
+    assert [execution.stdout for execution in executions] == [f"{number}\n" for number in range(len(executions))]
+    assert all(execution.ok for execution in executions)
+
+
+def processes_in(client, container_id: str) -> list[int]:
+    """Host process ids, the fork server first, then its template, then the job's."""
+    rows = client.api.top(container_id)["Processes"]
+    return sorted(int(row[1]) for row in rows)
+
+
+@pytest.mark.parametrize("victim", ["server", "template", "container"])
+async def test_what_is_killed_in_mid_batch_costs_no_program(image, victim):
+    client, sandbox = connect(), open_sandbox(WARM)
+    chance = random.Random(victim)
+    try:
+        running = asyncio.create_task(batch(sandbox, 60, seconds=0.1))
+        for _ in range(3):
+            await asyncio.sleep(chance.uniform(0.5, 1.0))
+            container = chance.choice(containers_of(client, Owner.current()))["Id"]
+            with contextlib.suppress(Exception):  # it may have been replaced just now
+                if victim == "container":
+                    client.api.kill(container)
+                else:
+                    os.kill(processes_in(client, container)[0 if victim == "server" else 1], signal.SIGKILL)
+        assert_all_right(await running)
+        assert sandbox.metrics()["sandbox/lost"] >= 1
+    finally:
+        await sandbox.close()
+    assert containers_of(client, Owner.current()) == []
+
+
+DRIVER = """
+import asyncio, sys
+from sandbox.config import SandboxConfig
+from sandbox.pool import open_sandbox
+from sandbox.types import Program
+async def main():
+    sandbox = open_sandbox(SandboxConfig(slots=2, memory_mb=128))
+    print("ready", (await sandbox.run(Program("print(1)"))).ok, flush=True)
+    await asyncio.gather(*(sandbox.run(Program("import time; time.sleep(2)")) for _ in range(20)))
+asyncio.run(main())
+"""
+
+
+def test_nothing_is_left_of_a_killed_driver(image):
+    client = connect()
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "ready True\n"
+    time.sleep(0.5)
+    mine = [c for c in containers_of(client) if f":{driver.pid}:" in c["Labels"][LABEL_OWNER]]
+    assert len(mine) == 2
+    driver.kill()
+    driver.wait()
+    sweep(client)  # what every start does; most have ended with their streams already
+    deadline = time.monotonic() + 20  # Docker may still be removing one by itself
+    while left := {c["Id"] for c in containers_of(client)} & {c["Id"] for c in mine}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def test_the_sweep_touches_nobody_elses_containers(image):
+    client, other = connect(), subprocess.Popen(["sleep", "60"])
+    command = ["python3", "-c", "import time; time.sleep(60)"]
+    ticks = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    here = Owner.current()
+    owners = {
+        "alive": here._replace(pid=other.pid, start_ticks=int(ticks)),
+        "reused id": here._replace(pid=other.pid, start_ticks=int(ticks) - 1),
+        "dead": here._replace(pid=2**22 + 1),
+        "elsewhere": here._replace(pid_namespace="1", pid=2**22 + 1),
+        "another boot": here._replace(boot_id="another", pid=2**22 + 1),
+    }
+    made = {}
+    for name, owner in owners.items():
+        made[name] = client.api.create_container(
+            image, command, labels={LABEL_OWNER: str(owner), "grpo.created": str(int(time.time()))}
+        )["Id"]
+    made["not ours"] = client.api.create_container(image, command)["Id"]
+    try:
+        swept = {container.container_id for container in sweep(client)}
+        assert swept & set(made.values()) == {made["reused id"], made["dead"]}
+        aged = {container.container_id for container in sweep(client, max_age_s=-1)}
+        assert aged & set(made.values()) == {made["elsewhere"], made["another boot"]}
+    finally:
+        other.kill()
+        other.wait()
+        for name in ("alive", "not ours"):
+            client.api.remove_container(made[name], force=True)
+
+
+class Daemon:
+    """A Docker daemon of our own: another socket, another data folder, no network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"unix://{folder}/d.sock"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """After a kill the first start may fail over what was left, as a service manager's would; it tries again, as that does."""
+        for _ in range(3):
+            (self.folder / "pid").unlink(missing_ok=True)
+            command = ["dockerd", "-H", self.url, "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec"]
+            command += ["-p", f"{self.folder}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
+            with (self.folder / "log").open("ab") as log:
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            while self.process.poll() is None:
+                if subprocess.run(["docker", "-H", self.url, "info"], capture_output=True, timeout=30).returncode == 0:
+                    return
+                time.sleep(0.2)
+            self.kill_containerd()
+        raise AssertionError((self.folder / "log").read_text()[-2000:])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End the daemon and the containerd it started."""
+        assert self.process is not None
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        self.kill_containerd()
+
+    def kill_containerd(self) -> None:
+        for pid in containerds_of(self.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def containerds_of(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith(b"containerd") and str(folder).encode() in b" ".join(words):
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def daemon(image, monkeypatch):
+    if shutil.which("dockerd") is None or os.geteuid() != 0:
+        pytest.skip("a daemon of our own needs dockerd and root")
+    folder = Path(tempfile.mkdtemp(prefix="grpo-dockerd-", dir="/tmp"))  # a socket's path is short
+    daemon = Daemon(folder)
+    daemon.start()
+    saved = subprocess.run(["docker", "save", image], capture_output=True, check=True).stdout
+    subprocess.run(["docker", "-H", daemon.url, "load"], input=saved, capture_output=True, check=True)
+    monkeypatch.setenv("DOCKER_HOST", daemon.url)
+    yield daemon
+    daemon.stop()
+    subprocess.run(["umount", "-R", f"{folder}/data/overlay2"], capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_a_daemon_that_is_killed_and_comes_back_costs_no_program(daemon):
+    sandbox = open_sandbox(WARM)
+    try:
+        running = asyncio.create_task(batch(sandbox, 80, seconds=0.1))
+        await asyncio.sleep(1.5)
+        await asyncio.to_thread(daemon.kill)
+        await asyncio.sleep(1)
+        assert not running.done()
+        await asyncio.to_thread(daemon.start)
+        assert_all_right(await running)
+    finally:
+        await sandbox.close()
+    client = connect()
+    sweep(client)
+    assert containers_of(client) == []
+
+
+async def test_a_daemon_that_stays_away_is_unavailable_and_never_a_verdict(daemon, monkeypatch):
+    monkeypatch.setattr(pool_module, "PATIENCE_S", 2.0)
+    sandbox = pool_module.Pool(lambda: pool_module._host(WARM), num_slots=2, name="warm", patience_s=2.0)
+    try:
+        assert (await sandbox.run(Program("print(1)"))).ok
+        running = asyncio.create_task(outcomes(sandbox, 30))
+        await asyncio.sleep(0.7)
+        await asyncio.to_thread(daemon.kill)
+        done = await running
+        assert all(isinstance(one, SandboxUnavailable) or one.ok for one in done)
+        assert any(isinstance(one, SandboxUnavailable) for one in done)
+        assert "systemctl start docker" in str(next(one for one in done if isinstance(one, SandboxUnavailable)))
+        await asyncio.to_thread(daemon.start)
+        assert (await sandbox.run(Program("print(1)"))).ok
+    finally:
+        await sandbox.close()
+
+
+async def outcomes(sandbox, count: int) -> list:
+    work = (sandbox.run(Program("import time; time.sleep(0.1)"), limits=Limits()) for _ in range(count))
+    return await asyncio.gather(*work, return_exceptions=True)
