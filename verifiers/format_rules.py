@@ -1,17 +1,20 @@
-"""Rules about the form of a completion: its tags, its box, its length. Whether the answer is right is not their business."""
+"""Rules about the form of a completion: its tags, its box. Whether the answer is right is not their business."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import AfterValidator, Field
 
+from verifiers.deadline import Overrun, WorkerPool
 from verifiers.extract import boxed_spans
-from verifiers.registry import rule
-from verifiers.types import Score, Task, correct, infra, partial, timeout, wrong
+from verifiers.registry import rule, verifier
+from verifiers.types import Score, Task, correct, timeout, wrong
 
-PATTERN_TIMEOUT_S = 0.5
+PATTERNS = Path(__file__).with_name("format_patterns.py")
+PATTERN_DEADLINE_S = 0.5
 
 Preset = Literal["think_answer", "think_boxed", "boxed"]
 
@@ -25,98 +28,121 @@ def _compiles(pattern: str | None) -> str | None:
     return pattern
 
 
-@rule("format")
-def format_rule(
-    task: Task,
-    text: str,
-    *,
-    preset: Annotated[
-        Preset,
-        Field(
-            description="think_answer: <think>…</think><answer>…</answer>; think_boxed: <think>…</think> and one box at the end; "
-            "boxed: one box at the end."
-        ),
-    ] = "think_answer",
-    pattern: Annotated[
-        str | None,
-        Field(description="A regular expression that the whole text must match; takes the preset's place."),
-        AfterValidator(_compiles),
-    ] = None,
-) -> Score:
+@verifier("format")
+class Format:
     """Whether the text has the form that was asked for: 1 or 0.
 
     White space around the parts does not matter; text outside them does. A tag that appears twice, even inside another part, fails.
+    A pattern is matched in a worker process, which is killed when it takes longer than half a second.
     """
-    if pattern is not None:
-        return _matches(pattern, text)
-    fault = {"think_answer": _think_answer_fault, "think_boxed": _think_boxed_fault, "boxed": _boxed_fault}[preset](text)
-    return wrong(fault) if fault else correct(f"has the form {preset}")
+
+    def __init__(
+        self,
+        *,
+        preset: Annotated[
+            Preset,
+            Field(
+                description="think_answer: <think>…</think><answer>…</answer>; think_boxed: <think>…</think>, then one box at the "
+                "end; boxed: one box at the end."
+            ),
+        ] = "think_answer",
+        pattern: Annotated[
+            str | None,
+            Field(description="A regular expression that the whole text must match; takes the preset's place."),
+            AfterValidator(_compiles),
+        ] = None,
+        workers: int = 2,
+    ) -> None:
+        self._preset: Preset = preset
+        self._pattern = pattern
+        self._pool = WorkerPool(PATTERNS, size=workers, deadline_s=PATTERN_DEADLINE_S)
+
+    def prepare(self, reference: Any) -> None:
+        """The form does not depend on the reference."""
+
+    def score_now(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score | None:
+        return preset_score(self._preset, text) if self._pattern is None else None
+
+    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
+        if self._pattern is None:
+            return preset_score(self._preset, text)
+        try:
+            matches = await self._pool.ask({"pattern": self._pattern, "text": text})
+        except Overrun as error:
+            return timeout(f"matching the pattern was stopped: {error}")
+        return correct("matches the pattern") if matches else wrong("does not match the pattern")
+
+    def counters(self) -> dict[str, int]:
+        """What the workers have done since the last call."""
+        return self._pool.counters()
+
+    async def close(self) -> None:
+        await self._pool.close()
 
 
-@rule("length")
-def length_rule(
+@rule("tags")
+def tags_rule(
     task: Task,
     text: str,
     *,
-    max_tokens: Annotated[int, Field(gt=0, description="Length at which the value reaches 0, in tokens.")],
-    buffer_tokens: Annotated[int, Field(ge=0, description="The value falls to 0 over the last this many tokens; 0 is a cliff.")],
-    num_tokens: int | None,
+    names: Annotated[
+        tuple[str, ...],
+        Field(min_length=1, description="Names of tags: each opens and closes once, in this order, none inside another."),
+    ],
+    alone: Annotated[bool, Field(description="Whether nothing but white space may stand outside the tags.")] = False,
+    filled: Annotated[bool, Field(description="Whether each must hold something besides white space.")] = True,
 ) -> Score:
-    """Soft overlong shaping: 1 up to max_tokens - buffer_tokens, then linear down to 0 at max_tokens.
-
-    Source: DAPO, arXiv:2503.14476, equation 13, whose penalty in [-1, 0] is this value minus 1. The paper adds it to an answer
-    reward of 1 or -1. A mix that gives length half the answer's weight is that sum up to an affine map, which group normalization
-    removes.
-    """
-    if num_tokens is None:
-        return infra("length was not judged: the number of tokens of this completion is unknown. Record num_tokens with it.")
-    buffer_tokens = min(buffer_tokens, max_tokens)
-    over = num_tokens - (max_tokens - buffer_tokens)
-    told = f"{num_tokens} tokens, limit {max_tokens} with a buffer of {buffer_tokens}"
-    if over <= 0:
-        return correct(told)
-    if over >= buffer_tokens:
-        return wrong(told)
-    return partial(1 - over / buffer_tokens, told)
+    """Whether tags of one's own stand in the text, once each and in order."""
+    fault = tags_fault(text, names, alone=alone, filled=filled)
+    return wrong(fault) if fault else correct(f"has the tags {', '.join(names)}")
 
 
-def _matches(pattern: str, text: str) -> Score:
-    try:
-        matched = regex.fullmatch(pattern, text, timeout=PATTERN_TIMEOUT_S)
-    except TimeoutError:
-        return timeout(f"matching the pattern took longer than {PATTERN_TIMEOUT_S:g} s")
-    return correct("matches the pattern") if matched else wrong("does not match the pattern")
+def preset_score(preset: Preset, text: str) -> Score:
+    """Whether a text has one of the well-known forms."""
+    if preset == "think_answer":
+        fault = tags_fault(text, ("think", "answer"), alone=True, filled=True)
+    elif preset == "think_boxed":
+        fault = _think_boxed_fault(text)
+    else:
+        fault = _boxed_fault(text)
+    return wrong(fault) if fault else correct(f"has the form {preset}")
 
 
-def _think_answer_fault(text: str) -> str | None:
-    """The first thing wrong with `<think>…</think><answer>…</answer>`, or None."""
-    tags = ("<think>", "</think>", "<answer>", "</answer>")
-    fault = _tags_fault(text, tags)
+def tags_fault(text: str, names: tuple[str, ...], *, alone: bool, filled: bool) -> str | None:
+    """The first thing wrong with `<name>…</name>` once each and in order, or None."""
+    fault = _missing_tag(text, names)
     if fault:
         return fault
-    before, _, rest = text.partition("<think>")
-    thought, _, rest = rest.partition("</think>")
-    between, _, rest = rest.partition("<answer>")
-    answer, _, after = rest.partition("</answer>")
-    if before.strip() or between.strip() or after.strip():
-        return "there is text outside the tags"
-    if not thought.strip():
-        return "the thought is empty"
-    return None if answer.strip() else "the answer is empty"
+    rest, outside = text, ""
+    for name in names:
+        before, _, rest = rest.partition(f"<{name}>")
+        inside, _, rest = rest.partition(f"</{name}>")
+        outside += before
+        if filled and not inside.strip():
+            return f"<{name}> is empty"
+    return "there is text outside the tags" if alone and (outside + rest).strip() else None
+
+
+def _missing_tag(text: str, names: tuple[str, ...]) -> str | None:
+    """Whether each tag appears once, in order."""
+    tags = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
+    for tag in tags:
+        count = text.count(tag)
+        if count != 1:
+            return f"{tag} appears {count} times instead of once" if count else f"{tag} is missing"
+    positions = [text.index(tag) for tag in tags]
+    return None if positions == sorted(positions) else "the tags are out of order"
 
 
 def _think_boxed_fault(text: str) -> str | None:
     """The first thing wrong with a thought in tags that is followed by one box at the very end, or None."""
-    fault = _tags_fault(text, ("<think>", "</think>"))
+    fault = tags_fault(text, ("think",), alone=False, filled=True)
     if fault:
         return fault
     before, _, rest = text.partition("<think>")
-    thought, _, final = rest.partition("</think>")
     if before.strip():
         return "there is text before <think>"
-    if not thought.strip():
-        return "the thought is empty"
-    return _boxed_fault(final)
+    return _boxed_fault(rest.partition("</think>")[2])
 
 
 def _boxed_fault(text: str) -> str | None:
@@ -129,13 +155,3 @@ def _boxed_fault(text: str) -> str | None:
         return "the box is empty"
     after = text[end:].strip().removesuffix(".").strip()
     return None if after in ("", "$", "$$", ".$", ".$$", "\\]", ".\\]", "\\)", ".\\)") else "there is text after the box"
-
-
-def _tags_fault(text: str, tags: tuple[str, ...]) -> str | None:
-    """Whether each tag appears once, in order."""
-    for tag in tags:
-        count = text.count(tag)
-        if count != 1:
-            return f"{tag} appears {count} times instead of once" if count else f"{tag} is missing"
-    positions = [text.index(tag) for tag in tags]
-    return None if positions == sorted(positions) else "the tags are out of order"

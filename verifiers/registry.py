@@ -26,7 +26,12 @@ from verifiers.options import did_you_mean, explain
 from verifiers.types import Score, Task
 
 ENTRY_POINT_GROUP = "grpo.verifiers"
-BUILT_IN = ("verifiers.math_answer", "verifiers.format_rules")
+BUILT_IN = (
+    "verifiers.math_answer",
+    "verifiers.format_rules",
+    "verifiers.length_rules",
+    "verifiers.instruction_rules",
+)
 
 RuleFunction = Callable[..., Score]
 Made = TypeVar("Made", bound=Callable[..., Any])
@@ -60,6 +65,14 @@ class StatesReference(Protocol):
         ...
 
 
+class ScoresNow(Protocol):
+    """What a verifier may also do when most of its scores need neither waiting nor more than microseconds."""
+
+    def score_now(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score | None:
+        """As `score`, without waiting; None where `score` must be asked."""
+        ...
+
+
 class Rule:
     """A registered function and its options, as a Verifier. It runs where the service runs, so it should take microseconds."""
 
@@ -71,9 +84,12 @@ class Rule:
     def prepare(self, reference: Any) -> None:
         """A rule takes any reference."""
 
-    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
+    def score_now(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
         extra = {"num_tokens": num_tokens} if self._wants_num_tokens else {}
         return self._function(task, text, **self._options, **extra)
+
+    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
+        return self.score_now(task, text, num_tokens=num_tokens)
 
     async def close(self) -> None:
         """A rule holds nothing."""
@@ -245,12 +261,12 @@ def _register(name: str, target: Callable[..., Any], provided: tuple[str, ...]) 
         origin=origin,
         summary=(inspect.getdoc(target) or "").partition("\n")[0],
         target=target,
-        options=_options_model(name, target, provided),
+        options=options_model(name, target, provided),
         provided=tuple(p for p in provided if p in parameters),
     )
 
 
-def _options_model(name: str, target: Callable[..., Any], provided: tuple[str, ...]) -> type[BaseModel]:
+def options_model(name: str, target: Callable[..., Any], provided: tuple[str, ...]) -> type[BaseModel]:
     """A pydantic model of the keyword-only parameters, without those that the service provides."""
     function = target.__init__ if isinstance(target, type) else target
     hints = typing.get_type_hints(function, include_extras=True) if inspect.isfunction(function) else {}

@@ -1,20 +1,28 @@
-"""The form and the length of a completion."""
+"""The form of a completion."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from verifiers.errors import VerifierError
 from verifiers.registry import find
+from verifiers.reward import RewardMix
+from verifiers.service import Text, VerifierService
 from verifiers.types import Outcome, Score, Task
 
 TASK = Task("t", "", None, "mix")
 
 
-async def score(name: str, text: str, num_tokens: int | None = None, **options: object) -> Score:
-    return await find(name).build(options).score(TASK, text, num_tokens=num_tokens)
+async def score(name: str, text: str, **options: object) -> Score:
+    verifier = find(name).build(options)
+    try:
+        return await verifier.score(TASK, text)
+    finally:
+        await verifier.close()
 
 
 @pytest.mark.parametrize(
@@ -62,29 +70,61 @@ def test_a_pattern_that_does_not_compile_is_refused_with_the_options():
         find("format").build({"pattern": "("})
 
 
-async def test_a_catastrophic_pattern_ends_as_a_timeout():
-    started = time.perf_counter()
-    judged = await score("format", "a" * 60 + "b", pattern="(a|a|aa)+(a|aa)+c")
-    assert judged.outcome in (Outcome.TIMEOUT, Outcome.WRONG)
-    assert time.perf_counter() - started < 3
+CATASTROPHES = [
+    ("(a|a|aa)+(a|aa)+c", "a" * 60 + "b"),
+    (r"(\w+\s*)+:", "word " * 40),
+    ("(.*a){25}", "a" * 24 + "b" * 5000),
+    ("(x+x+)+y", "x" * 5000),
+]
+
+
+@pytest.mark.parametrize(("pattern", "text"), CATASTROPHES)
+async def test_a_catastrophic_pattern_ends_within_its_bound(pattern: str, text: str):
+    verifier = find("format").build({"pattern": pattern}, workers=1)
+    try:
+        await verifier.score(TASK, "warm", num_tokens=None)  # a worker's start is not charged
+        started = time.perf_counter()
+        judged = await verifier.score(TASK, text)
+        # Twice half a second, and a fresh worker in between.
+        assert time.perf_counter() - started < 2.5
+        assert judged.outcome in (Outcome.TIMEOUT, Outcome.WRONG)
+        assert (await verifier.score(TASK, "zz")).outcome is Outcome.WRONG
+    finally:
+        await verifier.close()
+
+
+async def test_a_pattern_that_never_ends_holds_up_nobody_else():
+    service = VerifierService(
+        {"mine": RewardMix.model_validate({"format": {"options": {"pattern": "(a|a|aa)+(a|aa)+c"}}})}, workers=1
+    )
+    judging = asyncio.create_task(service.judge(Task("t", "", None, "mine"), [Text("a" * 60 + "b", None)]))
+    others = Task("t", "", "42", "math")
+    longest_s = 0.0
+    while not judging.done():
+        started = time.perf_counter()
+        (verdict,) = await service.judge(others, [Text("\\boxed{42}", None)])
+        longest_s = max(longest_s, time.perf_counter() - started)
+        assert verdict.reward == 1.0
+        await asyncio.sleep(0.01)
+    assert (await judging)[0].reward == 0.0
+    assert longest_s < 0.4
+    await service.close()
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "value"),
-    # DAPO's own numbers (section 4.1): 20,480 tokens at most, of which a buffer of 4,096.
-    [(0, 1.0), (16384, 1.0), (17408, 0.75), (18432, 0.5), (20479, 1 / 4096), (20480, 0.0), (30000, 0.0)],
+    ("options", "text", "passes"),
+    [
+        ({"names": ["plan", "code"]}, "so <plan>a</plan> then <code>b</code>.", True),
+        ({"names": ["plan", "code"], "alone": True}, "<plan>a</plan>\n<code>b</code>\n", True),
+        ({"names": ["plan", "code"], "alone": True}, "<plan>a</plan>, <code>b</code>", False),
+        ({"names": ["plan", "code"]}, "<code>b</code><plan>a</plan>", False),
+        ({"names": ["plan", "code"]}, "<plan>a<code>b</plan></code>", False),
+        ({"names": ["plan"]}, "<plan>a</plan><plan>b</plan>", False),
+        ({"names": ["plan"]}, "<plan> </plan>", False),
+        ({"names": ["plan"], "filled": False}, "<plan> </plan>", True),
+        ({"names": ["plan"]}, "<plan>a", False),
+    ],
 )
-async def test_length_falls_linearly_over_the_buffer(num_tokens: int, value: float):
-    judged = await score("length", "", num_tokens, max_tokens=20480, buffer_tokens=4096)
-    assert judged.value == pytest.approx(value)
-
-
-@pytest.mark.parametrize(("num_tokens", "value"), [(10, 1.0), (11, 0.0)])
-async def test_without_a_buffer_length_is_a_cliff(num_tokens: int, value: float):
-    assert (await score("length", "", num_tokens, max_tokens=10, buffer_tokens=0)).value == value
-
-
-async def test_an_unknown_length_is_our_fault_and_says_so():
-    judged = await score("length", "", None, max_tokens=10, buffer_tokens=5)
-    assert judged.outcome is Outcome.INFRA
-    assert "number of tokens" in judged.reason
+async def test_tags_of_ones_own_stand_once_and_in_order(options: dict[str, Any], text: str, passes: bool):
+    judged = await score("tags", text, **options)
+    assert (judged.value == 1.0) is passes, judged.reason
