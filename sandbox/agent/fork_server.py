@@ -22,266 +22,22 @@ import contextlib
 import fcntl
 import gc
 import importlib
-import json
 import os
 import select
 import signal
-import socket
-import struct
 import sys
 import time
-from typing import Any
 
 from sandbox.agent import job, walls
+from sandbox.agent.streams import CHUNK, FLOOD, Capture, Frame, Gone, Stream
+from sandbox.agent.surroundings import Surroundings
+from sandbox.agent.template import NoTemplate, Template
 
-MAX_FRAME = 64 << 20
 MAX_LINE = (1 << 20) + 1
-FLOOD = 16  # a stream is cut off after so many times what is kept of it
 SLOW_KILL_S = 1.0
 WATCH_EVERY_S = 0.02
 MAX_PAUSE_S = 600.0
-CHUNK = 1 << 16
 NUM_CORES = os.cpu_count() or 1
-
-Frame = dict[str, Any]
-
-
-class Gone(Exception):
-    """The other end of the stream closed, or said nothing for too long."""
-
-
-class Stream:
-    """Frames over two descriptors. `next` waits for a whole one; `ready` reads what there is without waiting."""
-
-    def __init__(self, incoming: int, outgoing: int) -> None:
-        self.incoming, self._outgoing = incoming, outgoing
-        self._buffer = bytearray()
-
-    def next(self, timeout_s: float) -> Frame:
-        deadline = time.monotonic() + timeout_s
-        while (frame := self.take()) is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.incoming], [], [], left)[0]:
-                raise Gone("nobody asked for anything")
-            self.read()
-        return frame
-
-    def read(self) -> None:
-        """Read once. Raises Gone at the end of the stream."""
-        data = os.read(self.incoming, 1 << 20)
-        if not data:
-            raise Gone("the stream was closed")
-        self._buffer += data
-
-    def take(self) -> Frame | None:
-        """The next frame of what was read, if it is whole."""
-        if len(self._buffer) < 4:
-            return None
-        (length,) = struct.unpack_from(">I", self._buffer)
-        if length > MAX_FRAME:
-            raise Gone(f"a frame of {length} bytes was announced")
-        if len(self._buffer) < 4 + length:
-            return None
-        frame = json.loads(self._buffer[4 : 4 + length])
-        del self._buffer[: 4 + length]
-        return frame
-
-    def send(self, frame: Frame) -> None:
-        body = json.dumps(frame).encode()
-        data = memoryview(struct.pack(">I", len(body)) + body)
-        while data:
-            data = data[os.write(self._outgoing, data) :]
-
-
-class Template:
-    """The process that forks jobs. It was made before the first frame was read."""
-
-    def __init__(self, isolation: str, *, is_counted: bool) -> None:
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                _close_others(theirs.fileno())
-                _serve_as_template(theirs, isolation, is_counted)
-            finally:
-                os._exit(1)
-        theirs.close()
-
-    def fork_job(self, descriptors: list[int]) -> int:
-        """The process id of a job's first process, which is our child. Raises WallError when the kernel refuses it."""
-        socket.send_fds(self._orders, [b"."], descriptors)
-        reply = self._orders.recv(1000)
-        if not reply or reply.startswith(b"!"):
-            raise walls.WallError(0, reply[1:].decode() or "the template is gone")
-        return int(reply)
-
-
-def _serve_as_template(orders: socket.socket, isolation: str, is_counted: bool) -> None:
-    """Fork a job for every order; an order is nothing but descriptors. Ends when the server does."""
-    walls.die_with_parent()
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(orders, 1, len(job.Descriptors.NAMES))
-        if not data:
-            return
-        try:
-            pid = walls.new_process(namespaces=isolation == walls.NAMESPACES)
-        except walls.WallError as error:
-            orders.send(f"!{error}".encode())
-            pid = -1
-        if pid == 0:
-            orders.close()
-            job.run_job(descriptors, isolation, is_counted=is_counted)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if pid > 0:
-            orders.send(b"%d" % pid)
-
-
-class NoTemplate:
-    """Forks jobs from the server itself, for a server that runs only one: its memory holds no other program.
-
-    gVisor needs it: there a process cannot have a child made for it by another.
-    """
-
-    pid = 0
-
-    def fork_job(self, descriptors: list[int]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _close_others(*descriptors)
-                job.run_job(descriptors, walls.USER, is_counted=False)
-            finally:
-                os._exit(1)
-        return pid
-
-
-def _close_others(*kept: int) -> None:
-    """Close every descriptor but these; the standard streams lead nowhere."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
-    low = 3
-    for number in sorted(kept):
-        os.closerange(low, number)
-        low = number + 1
-    os.closerange(low, 1024)
-
-
-class Surroundings:
-    """What is in this slot beside the job: its processes, its descriptors, its counters.
-
-    `counters`: the container's own counters are the job's. Without, CPU time is summed over the processes that are seen; on a
-    machine that is not ours alone not even that, and the job's own limit on CPU time stands alone.
-    """
-
-    def __init__(self, template_pid: int, *, isolation: str, counters: bool, memory_mb: int) -> None:
-        self._is_ours = isolation != walls.NONE
-        # Where the kernel does not hold all processes together to a limit, we look.
-        self.is_watched = self._is_ours and not counters
-        self._memory_kb = memory_mb << 10
-        self._trusted = {1, os.getpid(), template_pid}
-        self._cpu = _first_readable("/sys/fs/cgroup/cpuacct/cpuacct.usage", "/sys/fs/cgroup/cpu.stat") if counters else None
-        self._oom = (
-            _first_readable("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events") if counters else None
-        )
-        self._num_descriptors = len(os.listdir("/proc/self/fd"))
-
-    @property
-    def cpu_is_exact(self) -> bool:
-        """Whether `cpu_s` includes processes that have ended."""
-        return self._cpu is not None
-
-    def cpu_s(self) -> float:
-        """CPU seconds used here so far."""
-        if self._cpu is None:
-            return self._cpu_of_others() if self._is_ours else 0.0
-        text = _read(self._cpu)
-        return int(text) / 1e9 if self._cpu.endswith("usage") else int(text.split()[1]) / 1e6  # nanoseconds; usage_usec
-
-    def oom_kills(self) -> int:
-        """How often the kernel has ended a process here because the container's memory was used up."""
-        if self._oom is None:
-            return 0
-        words = _read(self._oom).split()
-        return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
-
-    def memory_is_used_up(self) -> bool:
-        """Whether the job's processes together have more than the slot's memory. Pages they share are counted once."""
-        strangers = set(_processes()) - self._trusted
-        resident = sum(_field_kb(f"/proc/{pid}/status", "VmRSS:") or 0 for pid in strangers)
-        if resident <= self._memory_kb:
-            return False
-        proportional = [_field_kb(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in strangers]
-        known = [kb for kb in proportional if kb is not None]
-        return sum(known) > self._memory_kb if known else True
-
-    def are_clean(self) -> bool:
-        """Whether nothing is left of any job: no process but ours, no descriptor."""
-        strangers = set(_processes()) - self._trusted if self._is_ours else set()
-        return not strangers and len(os.listdir("/proc/self/fd")) == self._num_descriptors
-
-    def _cpu_of_others(self) -> float:
-        ticks = 0
-        for pid in set(_processes()) - self._trusted:
-            with contextlib.suppress(OSError, ValueError):
-                fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-                ticks += sum(map(int, fields[11:15]))  # its own, and of the children it reaped
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _field_kb(path: str, name: str) -> int | None:
-    """A line such as `VmRSS:  1234 kB`. None when the process is gone or the kernel does not say."""
-    try:
-        words = _read(path).split()
-        return int(words[words.index(name) + 1])
-    except (OSError, ValueError):
-        return None
-
-
-def _first_readable(*paths: str) -> str | None:
-    return next((path for path in paths if os.access(path, os.R_OK)), None)
-
-
-def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
-
-
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-class Capture:
-    """One output stream of a program: its beginning is kept, the rest counted, a flood noticed."""
-
-    def __init__(self, descriptor: int, limit: int) -> None:
-        self.descriptor, self._limit = descriptor, limit
-        self.kept = bytearray()
-        self.total = 0
-        os.set_blocking(descriptor, False)
-
-    def read(self) -> bool:
-        """Read once. False at the end, or when nothing is there."""
-        try:
-            data = os.read(self.descriptor, CHUNK)
-        except BlockingIOError:
-            return False
-        self.total += len(data)
-        self.kept += data[: max(0, self._limit - len(self.kept))]
-        return bool(data)
-
-    @property
-    def is_flood(self) -> bool:
-        return self.total > FLOOD * self._limit
-
-    @property
-    def text(self) -> str:
-        return self.kept.decode("utf-8", "replace")
-
-    @property
-    def truncated(self) -> bool:
-        return self.total > len(self.kept)
 
 
 class Job:
@@ -291,8 +47,7 @@ class Job:
         self._id, self._stream, self._surroundings = request["id"], stream, surroundings
         limits = request["limits"]
         self._cpu_limit, self._wall_limit = limits["cpu_s"], limits["wall_s"]
-        self._asked = request["asked"]
-        self._question_open = not self._asked  # a script has something to do all the time
+        self._question_open = not request["asked"]  # a script has something to do all the time
         self._answer = bytearray()
         self._unsent = memoryview(b"")
         self._ending: tuple[str, str] | None = None
@@ -448,8 +203,8 @@ class Job:
         return time.monotonic() - began
 
     def _execution(self) -> Frame:
+        """Kill what is left of the job, read what it wrote last, and say what became of it."""
         assert self._ending is not None
-        ending, reason = self._ending
         wall_s = self._wall_s()
         kill_s = self._kill()
         for stream in (self._out, self._err):
@@ -458,44 +213,45 @@ class Job:
         status = b""
         with contextlib.suppress(BlockingIOError):
             status = os.read(self._status, 1000)
-        oom = self._surroundings.oom_kills() > self._oom_before
-        cpu_s = self._cpu_used
-        if self._surroundings.cpu_is_exact:
-            cpu_s = self._surroundings.cpu_s() - self._cpu_before
-        else:
-            cpu_s = max(cpu_s, self._usage.ru_utime + self._usage.ru_stime)
         self._close()
         if status.startswith(job.SETUP_FAILED):
             return {"id": self._id, "fault": status[1:].decode("utf-8", "replace"), "healthy": False}
-        exit_code, by_signal = None, None
-        if status[:1] == b"E":
-            exit_code = int(status[1:])
-        elif status[:1] == b"S":
-            by_signal = int(status[1:])
-        if ending == "exited" and oom and exit_code is None:
-            ending, reason = "memory", "the slot's memory was used up"
-        elif ending == "exited" and exit_code == 1 and _last_line(self._err.text).startswith("MemoryError"):
-            ending, reason = "memory", "it could not get more memory"
-        elif ending == "exited" and exit_code is None:
-            if cpu_s >= self._cpu_limit or by_signal == signal.SIGXCPU:
-                ending, reason = "cpu_time", f"used more than {self._cpu_limit:g} s of CPU time"
-            else:
-                ending, reason = "killed", ""
-        usage = self._usage
-        execution = {
-            "ending": ending,
-            "reason": reason,
-            "exit_code": exit_code if ending in ("exited", "memory") else None,
-            "signal": by_signal if ending in ("killed", "memory") else None,
+        execution = self._ended(status) | {
             "stdout": self._out.text,
             "stderr": self._err.text,
             "stdout_truncated": self._out.truncated,
             "stderr_truncated": self._err.truncated,
             "wall_s": wall_s,
-            "cpu_s": cpu_s,
-            "peak_memory_mb": usage.ru_maxrss / 1024,
+            "cpu_s": self._cpu_used,
+            "peak_memory_mb": self._usage.ru_maxrss / 1024,
         }
         return {"id": self._id, "execution": execution, "healthy": kill_s < SLOW_KILL_S and self._surroundings.are_clean()}
+
+    def _ended(self, status: bytes) -> Frame:
+        """Ending, reason, exit code and signal. `status` is what the job's first process said of the program's, if it could."""
+        assert self._ending is not None
+        ending, reason = self._ending
+        exit_code = int(status[1:]) if status[:1] == b"E" else None
+        by_signal = int(status[1:]) if status[:1] == b"S" else None
+        if self._surroundings.cpu_is_exact:
+            self._cpu_used = self._surroundings.cpu_s() - self._cpu_before
+        else:
+            self._cpu_used = max(self._cpu_used, self._usage.ru_utime + self._usage.ru_stime)
+        if ending == "exited" and exit_code is None:
+            if self._surroundings.oom_kills() > self._oom_before:
+                ending, reason = "memory", "the slot's memory was used up"
+            elif self._cpu_used >= self._cpu_limit or by_signal == signal.SIGXCPU:
+                ending, reason = "cpu_time", f"used more than {self._cpu_limit:g} s of CPU time"
+            else:
+                ending = "killed"
+        elif ending == "exited" and exit_code == 1 and _last_line(self._err.text).startswith("MemoryError"):
+            ending, reason = "memory", "it could not get more memory"
+        return {
+            "ending": ending,
+            "reason": reason,
+            "exit_code": exit_code if ending in ("exited", "memory") else None,
+            "signal": by_signal if ending in ("killed", "memory") else None,
+        }
 
     def _close(self) -> None:
         for descriptor in (self._status, self._questions, self._answers, self._out.descriptor, self._err.descriptor):
