@@ -209,7 +209,7 @@ class FakeSandbox:
             yield FakeSession(process)
 
     def metrics(self) -> dict[str, float]:
-        return {"programs": len(self.programs)}
+        return {"sandbox/exited": float(len(self.programs))}
 
     async def close(self) -> None:
         self.closed = True

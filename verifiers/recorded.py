@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
+from sandbox.protocol import Sandbox
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.options import explain
 from verifiers.reward import RewardMix
@@ -72,18 +74,19 @@ def verify_file(
     mixes: Mapping[str, RewardMix] | None = None,
     plugins: Sequence[str] = (),
     workers: int = 2,
+    sandbox: SandboxConfig | Sandbox = SandboxConfig(),  # noqa: B008  # frozen
     progress: bool = True,
 ) -> Summary:
     """Judge every line of a JSONL file and write a line for each, in order.
 
-    `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep. Raises
-    UserError when a file cannot be opened; no content of a line raises.
+    `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep, `sandbox` where
+    programs run. Raises UserError when a file cannot be opened; no content of a line raises.
     """
     if not cases.is_file():
         raise UserError(f"there is no file {cases}. Give a JSONL file with id, reference, rewards and completion on each line.")
     if out.exists() and out.samefile(cases):
         raise UserError(f"{out} is also the file to read. Write to another one.")
-    service = VerifierService(mixes or {}, plugins=plugins, workers=workers)
+    service = VerifierService(mixes or {}, plugins=plugins, workers=workers, sandbox=sandbox)
     try:
         with cases.open("rb") as lines, out.open("w", encoding="ascii") as written, _bar(cases, show=progress) as advance:
             return asyncio.run(_verify_all(service, lines, written.write, advance, workers * LINES_PER_WORKER))

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_json
 
+from sandbox.protocol import Sandbox
 from verifiers.errors import VerifierError
 from verifiers.options import did_you_mean, explain
 from verifiers.types import Score, Task
@@ -31,6 +32,7 @@ BUILT_IN = (
     "verifiers.format_rules",
     "verifiers.length_rules",
     "verifiers.instruction_rules",
+    "verifiers.unit_tests",
 )
 
 RuleFunction = Callable[..., Score]
@@ -41,8 +43,8 @@ MadeClass = TypeVar("MadeClass", bound=type)
 class Verifier(Protocol):
     """A verifier that needs a process, a sandbox or a network.
 
-    Its constructor's keyword-only parameters are its options. One named `workers: int` is not an option: the service passes how
-    many processes the verifier may keep.
+    Its constructor's keyword-only parameters are its options. Two names are not options, the service fills them in: `workers: int`,
+    how many processes the verifier may keep, and `sandbox: Sandbox`, which it shares with others and does not close.
     """
 
     def prepare(self, reference: Any) -> object:
@@ -60,8 +62,11 @@ class Verifier(Protocol):
 class StatesReference(Protocol):
     """What a verifier that judges answers may also do, so that references can be checked before training."""
 
-    def example(self, reference: Any) -> str:
-        """A completion that states the reference, and should get full marks. Called with references that `prepare` accepts."""
+    def example(self, reference: Any) -> str | None:
+        """A completion that states the reference, and should get full marks; None when the reference holds none.
+
+        Called with references that `prepare` accepts.
+        """
         ...
 
 
@@ -99,7 +104,7 @@ class Provided(NamedTuple):
     """Keyword-only parameters that the service fills in and a config cannot."""
 
     rule: tuple[str, ...] = ("num_tokens",)
-    verifier: tuple[str, ...] = ("workers",)
+    verifier: tuple[str, ...] = ("workers", "sandbox")
 
 
 PROVIDED = Provided()
@@ -126,13 +131,14 @@ class Entry:
         except PydanticSerializationError as error:
             raise VerifierError(f"{where or self.name}: options must be plain data: {error}.") from None
 
-    def build(self, options: Mapping[str, Any], *, workers: int = 2, where: str = "") -> Verifier:
-        """The verifier with these options."""
+    def build(self, options: Mapping[str, Any], *, workers: int = 2, sandbox: Sandbox | None = None, where: str = "") -> Verifier:
+        """The verifier with these options. Programs run in `sandbox`; a verifier that runs none does without."""
         checked = self.validated(options, where)
         given = {name: getattr(checked, name) for name in self.options.model_fields}
         if isinstance(self.target, type):
             made: Any = self.target
-            return made(**given, **({"workers": workers} if self.provided else {}))
+            filled_in = {"workers": workers, "sandbox": sandbox}
+            return made(**given, **{name: filled_in[name] for name in self.provided})
         return Rule(self.target, given, wants_num_tokens=bool(self.provided))
 
 

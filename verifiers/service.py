@@ -6,8 +6,10 @@ A plain class; whoever wants it in another process makes an actor of it. Verifie
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -15,6 +17,10 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic_core import to_json
 
+from sandbox.config import SandboxConfig
+from sandbox.pool import open_sandbox
+from sandbox.protocol import Sandbox
+from sandbox.types import Program
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.options import did_you_mean
 from verifiers.registry import Verifier, find, load_plugins
@@ -24,6 +30,7 @@ from verifiers.types import Outcome, Score, Task, Verdict, infra
 logger = logging.getLogger(__name__)
 
 MAX_TIMINGS = 100_000
+TURNS_PER_SLOT = 4
 
 
 class Judgeable(Protocol):
@@ -47,16 +54,28 @@ class VerifierService:
     """Judges the completions of tasks by the mix that each task names.
 
     `mixes` are added to the built-in ones; a mix of the same name takes the built-in's place. `workers` is how many processes each
-    verifier that needs any may keep; `deadline_s` bounds one score, after which the completion is unscored. Raises VerifierError
-    for an unknown verifier, an option it does not take, or a plugin that cannot be loaded.
+    verifier that needs any may keep. All verifiers that run programs share one sandbox, which starts with the first program.
+    `deadline_s` bounds one score, after which the completion is unscored; a score that needs the sandbox waits for its turn first.
+    Raises VerifierError for an unknown verifier, an option it does not take, or a plugin that cannot be loaded.
     """
 
     def __init__(
-        self, mixes: Mapping[str, RewardMix], *, plugins: Sequence[str] = (), workers: int = 2, deadline_s: float = 300.0
+        self,
+        mixes: Mapping[str, RewardMix],
+        *,
+        plugins: Sequence[str] = (),
+        workers: int = 2,
+        deadline_s: float = 300.0,
+        sandbox: SandboxConfig | Sandbox = SandboxConfig(),  # noqa: B008  # frozen
     ) -> None:
         load_plugins(plugins)
         self.mixes = built_in_mixes() | dict(mixes)
         self._deadline_s = deadline_s
+        is_config = isinstance(sandbox, SandboxConfig)
+        self._sandbox = open_sandbox(sandbox) if is_config else sandbox
+        num_slots = (sandbox.slots if is_config else None) or len(os.sched_getaffinity(0))
+        self._turns = asyncio.Semaphore(TURNS_PER_SLOT * num_slots)
+        self._takes_turns: set[int] = set()
         self._built: dict[tuple[str, bytes], Verifier] = {}
         self._verifiers = {
             mix_name: {name: self._verifier(mix_name, name, workers) for name in mix} for mix_name, mix in self.mixes.items()
@@ -97,13 +116,26 @@ class VerifierService:
             metrics[f"verify/{name}_p99_s"] = ordered[(len(ordered) - 1) * 99 // 100]
         self._outcomes.clear()
         self._seconds.clear()
-        return metrics
+        return metrics | self._sandbox.metrics()
+
+    def verifiers_of(self, mix_name: str) -> Mapping[str, Verifier]:
+        """The verifiers of one mix by component."""
+        return self._verifiers[mix_name]
+
+    async def probe_sandbox(self, mix_name: str) -> None:
+        """Run an empty program, if a verifier of this mix runs any. Raises SandboxUnavailable, which says what to do."""
+        if any(id(verifier) in self._takes_turns for verifier in self._verifiers[mix_name].values()):
+            await self._sandbox.run(Program(""))
 
     async def close(self) -> None:
-        """Close every verifier; one that fails to close does not keep the others open."""
-        for closed in await asyncio.gather(*(verifier.close() for verifier in self._built.values()), return_exceptions=True):
+        """Close every verifier, then the sandbox; one that fails to close does not keep the others open."""
+        closing = [verifier.close() for verifier in self._built.values()]
+        for closed in (
+            *await asyncio.gather(*closing, return_exceptions=True),
+            *await asyncio.gather(self._sandbox.close(), return_exceptions=True),
+        ):
             if isinstance(closed, Exception):
-                logger.warning("a verifier did not close: %s: %s", type(closed).__name__, closed)
+                logger.warning("a verifier or the sandbox did not close: %s: %s", type(closed).__name__, closed)
 
     def _verifier(self, mix_name: str, name: str, workers: int) -> Verifier:
         """The verifier of one component; components that ask for the same thing share it, and its processes."""
@@ -116,7 +148,10 @@ class VerifierService:
         options = entry.validated(component.options, f"{where}.options")
         key = (verifier_name, to_json(options))
         if key not in self._built:
-            self._built[key] = entry.build(component.options, workers=workers, where=f"{where}.options")
+            built = entry.build(component.options, workers=workers, sandbox=self._sandbox, where=f"{where}.options")
+            self._built[key] = built
+            if "sandbox" in entry.provided:
+                self._takes_turns.add(id(built))
         return self._built[key]
 
     def _mix(self, task: Task) -> RewardMix:
@@ -135,6 +170,11 @@ class VerifierService:
 
     async def _score(self, name: str, verifier: Verifier, task: Task, text: Text) -> Score:
         """One component's score with its name and seconds. The boundary where a verifier's failure becomes `infra`."""
+        # Programs queue for the sandbox here, where no clock is running yet.
+        async with self._turns if id(verifier) in self._takes_turns else contextlib.nullcontext():
+            return await self._score_now(name, verifier, task, text)
+
+    async def _score_now(self, name: str, verifier: Verifier, task: Task, text: Text) -> Score:
         started = time.perf_counter()
         score = infra("not judged")
         for attempt in (1, 2):
