@@ -7,43 +7,33 @@ event loop, signal or child watcher is involved, so a pool works in any thread o
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import queue
-import select
-import struct
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import SystemFault
+from verifiers.deadline_pipe import Overrun, WorkerLost, converse, frame, has_ended, kill_all
+
+__all__ = ["Overrun", "WorkerLost", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
 
 CHILD = Path(__file__).with_name("deadline_child.py")
-MAX_ANSWER_BYTES = 16 * 2**20
-
-
-class Overrun(Exception):
-    """The question took longer, or more memory, than it may: twice, the second time on a fresh worker."""
-
-
-class WorkerLost(SystemFault):
-    """A worker died, or could not start, through no fault of the question, twice."""
 
 
 class WorkerPool:
     """Answers questions by a program's `answer(question)`, in at most `size` processes that start when they are first needed.
 
-    `program` is the path of a Python file of ours. A question has `deadline_s` from the moment a worker takes it up; waiting for a
-    worker is not charged, nor is a worker's start, which has `start_s`. A worker that overruns, exceeds `memory_mb` of address
+    `program` is the path of a Python file of ours; when `setup` is given, each process first calls its `setup(setup)`, as part of
+    its start. A question has `deadline_s` from the moment a worker takes it up; waiting for a worker is not charged, nor is a
+    worker's start, which has `start_s`. A worker that overruns, exceeds `memory_mb` of address
     space or dies is replaced, and its question asked once more of the fresh one; one that has grown beyond `recycle_mb` of
     resident memory is replaced between questions. The other workers notice nothing.
     """
@@ -52,6 +42,7 @@ class WorkerPool:
         self,
         program: Path,
         *,
+        setup: Any = None,
         size: int = 2,
         deadline_s: float = 3.0,
         start_s: float = 120.0,
@@ -59,7 +50,7 @@ class WorkerPool:
         recycle_mb: int = 512,
     ) -> None:
         assert size >= 1, "a pool has at least one worker"
-        self.program, self.size = program, size
+        self.program, self.setup, self.size = program, frame(setup), size
         self.deadline_s, self.start_s = deadline_s, start_s
         self.memory_mb, self.recycle_mb = memory_mb, recycle_mb
         self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
@@ -70,13 +61,19 @@ class WorkerPool:
 
     async def ask(self, question: Any) -> Any:
         """The program's answer. Raises Overrun or WorkerLost. Cancelling kills the worker that is at it, if any."""
-        asked = _Question(json.dumps(question).encode())
+        asked = _Question(frame(question))
         self._submit(asked)
         try:
             return await asyncio.wrap_future(asked.answer)
         except asyncio.CancelledError:
             asked.cancel()
             raise
+
+    def ask_and_wait(self, question: Any) -> Any:
+        """As `ask`, for a thread that may wait. Never on an event loop."""
+        asked = _Question(frame(question))
+        self._submit(asked)
+        return asked.answer.result()
 
     def count_kill(self) -> None:
         with self._lock:
@@ -121,10 +118,10 @@ class WorkerPool:
 
 
 class _Question:
-    """A question on its way: its bytes, the future of its answer, and how to stop whoever is at it."""
+    """A question on its way: its frame, the future of its answer, and how to stop whoever is at it."""
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self, frame: bytes) -> None:
+        self.frame = frame
         self.answer: Future[Any] = Future()
         self.is_cancelled = False
         self.kill: Callable[[], None] | None = None
@@ -153,7 +150,7 @@ class _Worker:
     @property
     def pid(self) -> int | None:
         process = self._process
-        return process.pid if process is not None and process.poll() is None else None
+        return process.pid if process is not None and not has_ended(process) else None
 
     def stop(self) -> None:
         self._is_stopping = True
@@ -202,7 +199,7 @@ class _Worker:
         process = self._started()
         if asked.is_cancelled or self._is_stopping:
             raise WorkerLost("the check was cancelled.")
-        reply = _converse(process, asked.body, self._pool.deadline_s)
+        reply = converse(process, asked.frame, self._pool.deadline_s)
         if "exhausted" in reply:
             raise Overrun(f"it exhausts {reply['exhausted']}")
         if reply["memory_mb"] > self._pool.recycle_mb:
@@ -213,15 +210,21 @@ class _Worker:
 
     def _started(self) -> subprocess.Popen[bytes]:
         """The process, started if there is none."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and not has_ended(self._process):
             return self._process
         self._reap()
         command = [sys.executable, "-I", str(CHILD), str(self._pool.program), str(self._pool.memory_mb), str(os.getpid())]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", close_fds=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            close_fds=True,
+            start_new_session=True,
         )
         try:
-            hello = _receive(self._process, self._pool.start_s)
+            hello = converse(self._process, self._pool.setup, self._pool.start_s)
         except (Overrun, WorkerLost) as error:
             raise WorkerLost(f"a verifier worker did not start: {error}") from None
         if not hello["ready"]:
@@ -231,14 +234,14 @@ class _Worker:
     def _kill(self) -> None:
         process = self._process
         if process is not None:
-            process.kill()
+            kill_all(process)
 
     def _reap(self) -> None:
         """End the process and leave no zombie and no pipe."""
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
+        kill_all(process)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 try:
@@ -246,45 +249,6 @@ class _Worker:
                 except OSError:
                     logger.debug("pipe of a dead worker", exc_info=True)
         process.wait()
-
-
-def _converse(process: subprocess.Popen[bytes], body: bytes, deadline_s: float) -> dict[str, Any]:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(struct.pack(">I", len(body)) + body)
-        process.stdin.flush()
-    except OSError as error:
-        raise WorkerLost(f"a verifier worker died: {error}") from None
-    return _receive(process, deadline_s)
-
-
-def _receive(process: subprocess.Popen[bytes], deadline_s: float) -> dict[str, Any]:
-    """One frame from the process. Raises Overrun when the clock runs out, WorkerLost when the process ends."""
-    ends = time.monotonic() + deadline_s
-    header = _read(process, 4, ends, deadline_s)
-    (size,) = struct.unpack(">I", header)
-    if size > MAX_ANSWER_BYTES:
-        raise WorkerLost(f"a verifier worker sent {size} bytes")
-    return json.loads(_read(process, size, ends, deadline_s))
-
-
-def _read(process: subprocess.Popen[bytes], size: int, ends: float, deadline_s: float) -> bytes:
-    assert process.stdout is not None
-    pipe = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    data = bytearray()
-    while len(data) < size:
-        left_s = ends - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
-            if time.monotonic() < ends:
-                continue
-            raise Overrun(f"it takes longer than {deadline_s:g} s")
-        chunk = os.read(pipe, size - len(data))
-        if not chunk:
-            raise WorkerLost(f"a verifier worker died with exit status {process.wait()}")
-        data += chunk
-    return bytes(data)
 
 
 def _settle(asked: _Question, answer: Any, error: Exception | None) -> None:

@@ -1,7 +1,8 @@
 """What runs inside a killable worker process: a loop that answers questions until its input ends. Needs nothing else of ours.
 
 Started as `python -I deadline_child.py PROGRAM MEMORY_MB PARENT`. PROGRAM is a file of ours that defines `answer(question)`, both
-ways plain JSON. A frame is four bytes of length, then JSON; the first out is `{"ready": true}`. Each answer tells our memory.
+ways plain JSON. A frame is four bytes of length, then JSON. The first in is for the program's `setup(setup)`, where it is not null;
+the first out is `{"ready": true}`. Each answer tells our memory.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def main() -> None:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        setup = receive(questions)
+        if setup is not None:
+            module.setup(setup)
     except BaseException as error:
         send(answers, {"ready": False, "fault": f"{type(error).__name__}: {error}"})
         raise

@@ -30,6 +30,10 @@ def answer(question):
     if kind == "die once" and not os.path.exists(value):
         open(value, "w").close(); os._exit(7)
     if kind == "die": os._exit(7)
+    if kind == "leave a child behind":
+        child = os.fork()
+        if not child: time.sleep(60); os._exit(0)
+        open(value, "a").write(f"{child}\\n"); os._exit(7)
     if kind == "raise": raise ValueError("nonsense")
     if kind == "print": print("x" * 10**6); sys.stdout.flush(); os.write(1, b"garbage")
     return [kind, value, os.getpid()]
@@ -150,6 +154,29 @@ async def test_closing_leaves_no_process_and_answers_what_is_open(pool: WorkerPo
     assert await gone(pids)
     with pytest.raises(WorkerLost, match="closed"):
         await pool.ask(["echo", 1])
+
+
+async def test_what_a_worker_started_dies_with_it(pool: WorkerPool, tmp_path: Path):
+    with pytest.raises(WorkerLost, match="exit status"):
+        await pool.ask(["leave a child behind", str(tmp_path / "children")])
+    children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
+    assert len(children) == 2  # asked twice
+    assert await gone(children)
+
+
+async def test_a_question_larger_than_a_pipe_is_asked_whole(pool: WorkerPool):
+    assert (await pool.ask(["echo", "x" * 3 * 2**20]))[1] == "x" * 3 * 2**20
+
+
+async def test_a_process_is_set_up_before_its_first_question(tmp_path: Path):
+    program = tmp_path / "prepared.py"
+    program.write_text("def setup(given):\n    global known\n    known = given\ndef answer(question): return [known, question]\n")
+    prepared = WorkerPool(program, setup={"a": 1}, size=1)
+    assert await prepared.ask(2) == [{"a": 1}, 2]
+    assert await asyncio.to_thread(prepared.ask_and_wait, 3) == [{"a": 1}, 3]
+    assert prepared.counters() == {"asked": 2, "killed": 0}
+    assert prepared.counters()["asked"] == 0
+    await prepared.close()
 
 
 async def test_a_program_that_cannot_start_says_why(tmp_path: Path):
