@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from grpo.config import RunConfig, flatten
 from rollout.tasks import TaskSet, load_tasks
-from verifiers.registry import StatesReference, find
-from verifiers.reward import RewardMix
+from verifiers.registry import StatesReference, Verifier
 from verifiers.service import VerifierService
 from verifiers.types import Outcome, Task
 
@@ -91,36 +90,39 @@ async def judge_references(config: RunConfig, task_set: TaskSet) -> list[str]:
     Raises UserError with the task's id when a verifier does not understand a reference.
     """
     tasks = (*task_set.train, *task_set.held_out)
-    service = VerifierService(config.rewards, plugins=config.plugins)
+    service = VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
     try:
         await service.prepare(tasks)
+        lines = [f"references: the verifiers of the mix {config.tasks.rewards!r} understand all {len(tasks):,}"]
+        for name, verifier in service.verifiers_of(config.tasks.rewards).items():
+            lines.extend(await _judged(name, verifier, tasks))
+        return lines
     finally:
         await service.close()
-    mix = config.mixes[config.tasks.rewards]
-    lines = [f"references: the verifiers of the mix {config.tasks.rewards!r} understand all {len(tasks):,}"]
-    for name in mix:
-        failures = await _failures(mix, name, tasks)
-        if failures is None:
-            lines.append(f"  {name}: judges the form, not the answer")
-            continue
-        lines.append(f"  {name}: {len(tasks) - len(failures):,} of {len(tasks):,} get full marks when they are given as the answer")
-        lines.extend(f"    task {task.id}: {reason}" for task, reason in failures[:MAX_FAILURES_SHOWN])
-        if len(failures) > MAX_FAILURES_SHOWN:
-            lines.append(f"    and {len(failures) - MAX_FAILURES_SHOWN:,} more")
+
+
+async def _judged(name: str, verifier: Verifier, tasks: Sequence[Task]) -> list[str]:
+    """Lines on what one verifier makes of the references."""
+    if not isinstance(verifier, StatesReference):
+        return [f"  {name}: judges the form, not the answer"]
+    stated = [(task, text) for task in tasks if (text := verifier.example(task.reference)) is not None]
+    if not stated:
+        return [f"  {name}: the references hold no solution to judge"]
+    failures = await _failures(verifier, stated)
+    lines = [f"  {name}: {len(stated) - len(failures):,} of {len(stated):,} get full marks when they are given as the answer"]
+    if len(stated) < len(tasks):
+        lines.append(f"    {len(tasks) - len(stated):,} hold no solution to judge")
+    lines.extend(f"    task {task.id}: {reason}" for task, reason in failures[:MAX_FAILURES_SHOWN])
+    if len(failures) > MAX_FAILURES_SHOWN:
+        lines.append(f"    and {len(failures) - MAX_FAILURES_SHOWN:,} more")
     return lines
 
 
-async def _failures(mix: RewardMix, name: str, tasks: Sequence[Task]) -> list[Failure] | None:
-    """The tasks whose reference one component of the mix does not give full marks; None when it cannot state a reference."""
-    verifier = find(mix.verifier_name(name)).build(mix[name].options)
-    try:
-        if not isinstance(verifier, StatesReference):
-            return None
-        failures = []
-        for task in tasks:
-            score = await verifier.score(task, verifier.example(task.reference))
-            if score.outcome is not Outcome.CORRECT:
-                failures.append(Failure(task, f"{score.outcome.value}, {score.reason}"))
-        return failures
-    finally:
-        await verifier.close()
+async def _failures(verifier: Any, stated: Sequence[tuple[Task, str]]) -> list[Failure]:
+    """The tasks whose reference, stated as a completion, does not get full marks."""
+    failures = []
+    for task, text in stated:
+        score = await verifier.score(task, text)
+        if score.outcome is not Outcome.CORRECT:
+            failures.append(Failure(task, f"{score.outcome.value}, {score.reason}"))
+    return failures

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sandbox.cli import add_sandbox
-from sandbox.errors import UserError
+from sandbox.errors import SystemFault, UserError
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return USER_ERROR
+    except SystemFault as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return FAULT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -114,7 +117,6 @@ def _train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from grpo.stages import Interrupted, plan, run_stages
-    from sandbox.errors import SystemFault
 
     if args.overwrite and not args.fresh:
         raise UserError("--overwrite deletes a run only together with --fresh. Add --fresh, or leave --overwrite out to resume.")
@@ -147,16 +149,17 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from sandbox.config import SandboxConfig
     from verifiers.recorded import verify_file
     from verifiers.reward import built_in_mixes
 
-    mixes, plugins = built_in_mixes(), tuple(args.plugin)
+    mixes, plugins, sandbox = built_in_mixes(), tuple(args.plugin), SandboxConfig()
     if args.config is not None:
         from grpo.config import load_config
 
         config = load_config(args.config)
-        mixes, plugins = config.mixes, (*config.plugins, *plugins)
-    summary = verify_file(args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers)
+        mixes, plugins, sandbox = config.mixes, (*config.plugins, *plugins), config.sandbox
+    summary = verify_file(args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers, sandbox=sandbox)
     mean = "" if summary.mean_reward is None else f", mean reward {summary.mean_reward:.3f}"
     faults = "".join(f"; {count} without a reward: {cause}" for cause, count in summary.faults.most_common())
     print(f"{summary.num_lines} lines, {summary.num_judged} judged, {summary.num_correct} correct{mean}{faults} -> {args.output}")

@@ -19,6 +19,7 @@ from grpo.objectives import AnyObjective, Grpo
 from rollout.engine import EngineConfig
 from rollout.sampling import Sampling
 from rollout.tasks import TasksConfig
+from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
 from verifiers.options import did_you_mean, explain
 from verifiers.reward import RewardMix, built_in_mixes
@@ -130,6 +131,7 @@ class RunConfig(_Part):
     model: ModelConfig = Field(default=ModelConfig(), description="The policy.")
     tasks: TasksConfig = Field(description="Prompts and references.")
     rewards: dict[str, RewardMix] = Field(default={}, description="Reward mixes by name, beside the built-in ones.")
+    sandbox: SandboxConfig = Field(default=SandboxConfig(), description="Where programs run that verifiers judge.")
     sampling: Sampling = Field(default=Sampling(), description="How completions are sampled.")
     engine: EngineConfig = Field(default=EngineConfig(), description="What samples them.")
     objective: AnyObjective = Field(default=Grpo(), description="What is learnt from groups.")

@@ -66,9 +66,10 @@ def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
 
 
 async def check_references(config: RunConfig, task_set: TaskSet) -> None:
-    """Refuse an unknown verifier, or a reference that none understands, before anything costly starts."""
-    verifiers = VerifierService(config.rewards, plugins=config.plugins)
+    """Refuse an unknown verifier, a reference that none understands, or a missing sandbox, before anything costly starts."""
+    verifiers = VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
     try:
         await verifiers.prepare((*task_set.train, *task_set.held_out))
+        await verifiers.probe_sandbox(config.tasks.rewards)
     finally:
         await verifiers.close()

@@ -206,7 +206,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
 
 
 def make_verifiers(config: RunConfig) -> VerifierService:
-    return VerifierService(config.rewards, plugins=config.plugins)
+    return VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
 
 
 def make_fleet(config: RunConfig, cluster: Cluster, model_path: str, *, device: str, num_gpus: float) -> Fleet:

@@ -120,6 +120,39 @@ def test_references_without_full_marks_are_counted_and_the_first_are_shown_with_
     assert told[-1] == "    and 5 more"
 
 
+CODE = """
+[tasks]
+source = "{folder}/tasks.jsonl"
+held_out = 1
+rewards = "code"
+[sandbox]
+level = "none"
+trusted = true
+"""
+
+
+def code_tasks(folder: Path, *solutions: str | None) -> Path:
+    answers = [{"entry_point": "f", "cases": [{"args": [1], "expected": 2}], "canonical_solution": code} for code in solutions]
+    path = write(folder, [{"id": f"t{i}", "question": f"{i}?", "answer": answer} for i, answer in enumerate(answers)])
+    path.write_text(CODE.format(folder=folder))
+    return path
+
+
+def test_solutions_of_code_tasks_are_run_in_the_sandbox(tmp_path: Path):
+    right, off, none = "def f(x): return x + 1", "def f(x): return x", None
+    told = checked(code_tasks(tmp_path, right, right, off, none)).splitlines()
+    assert told[-3:] == [
+        "  unit_tests: 2 of 3 get full marks when they are given as the answer",
+        "    1 hold no solution to judge",
+        "    task t2: wrong, case 1 of 1: f(1) returned 1, expected 2 (the last code block that defines f)",
+    ]
+
+
+def test_code_tasks_without_solutions_need_no_sandbox(tmp_path: Path):
+    told = checked(code_tasks(tmp_path, None, None), "sandbox.level=warm", "sandbox.image=none-of-this-name")
+    assert told.splitlines()[-1] == "  unit_tests: the references hold no solution to judge"
+
+
 # The command, and what it refuses
 
 
