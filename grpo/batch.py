@@ -16,20 +16,26 @@ from torch import Tensor
 
 from rollout.errors import PromptError
 
-Average = Literal["sequence", "token", "constant"]
+Average = Literal["sequence", "token", "constant", "sum"]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One completion with what it teaches. `behavior_logprobs` is None for a recorded completion.
+    """One completion with what it teaches.
 
-    Raises PromptError when there is no prompt: nothing would predict the first token.
+    `behavior_logprobs` is None for a recorded completion, `ref_logprobs` until the reference policy has scored it. `advantage` is
+    one number for all tokens, or one for each. `reward` is the verdict's; `group` counts the groups of the step; `task_id` is for
+    messages. Raises PromptError when there is no prompt: nothing would predict the first token.
     """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     behavior_logprobs: tuple[float, ...] | None
-    advantage: float
+    advantage: float | tuple[float, ...]
+    reward: float = 0.0
+    group: int = 0
+    task_id: str = ""
+    ref_logprobs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -45,14 +51,20 @@ class Example:
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.token_ids)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether no token has an advantage."""
+        return not (any(self.advantage) if isinstance(self.advantage, tuple) else self.advantage)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """B rows of an optimizer step, padded on the right to T completion tokens and L tokens in all.
 
-    input_ids [B, L]; prompt_lengths [B]; token_ids [B, T]; mask [B, T] (True on completion tokens); advantages [B]; weights [B, T]
-    (0 on padding); behavior_logprobs [B, T] (0 on padding) or None when the rows are recorded; ref_logprobs [B, T] or None when the
-    objective needs no reference.
+    input_ids [B, L]; prompt_lengths [B]; token_ids [B, T]; mask [B, T] (True on completion tokens); advantages [B], or [B, T] when
+    tokens differ; weights [B, T] (0 on padding); behavior_logprobs [B, T] (0 on padding) or None when the rows are recorded;
+    ref_logprobs [B, T] or None when the objective needs no reference; reference_point: what the objective wanted to know about the
+    whole optimizer step (Objective.reference_point).
     """
 
     input_ids: Tensor
@@ -63,6 +75,7 @@ class Batch:
     weights: Tensor
     behavior_logprobs: Tensor | None
     ref_logprobs: Tensor | None = None
+    reference_point: float = 0.0
 
 
 def token_weights(completion_lengths: Tensor, average: Average, *, max_tokens: int) -> Tensor:
@@ -70,7 +83,8 @@ def token_weights(completion_lengths: Tensor, average: Average, *, max_tokens: i
 
     sequence: 1 / (N * length_i), the mean over rows of the mean over tokens (GRPO, arXiv:2402.03300, equation 3);
     token: 1 / sum of all lengths (DAPO, arXiv:2503.14476, equation 8);
-    constant: 1 / (N * max_tokens), so that length changes nothing (Dr. GRPO, arXiv:2503.20783, section 3.2).
+    constant: 1 / (N * max_tokens), so that length changes nothing (Dr. GRPO, arXiv:2503.20783, section 3.2);
+    sum: 1 / N, the mean over rows of the sum over tokens: the log-probability of a whole completion (RLOO, DPO).
     Summed over all tokens, the first two give 1 when no row is empty. Computed in float64; rows of length 0 weigh 0.
     """
     lengths = completion_lengths.to(torch.float64)
@@ -80,43 +94,64 @@ def token_weights(completion_lengths: Tensor, average: Average, *, max_tokens: i
     elif average == "token":
         divisors = lengths.sum().expand_as(lengths)
     else:
-        divisors = torch.full_like(lengths, num_rows * max_tokens)
+        divisors = torch.full_like(lengths, num_rows * (max_tokens if average == "constant" else 1))
     return (1.0 / divisors).masked_fill(lengths == 0, 0.0)
 
 
-def micro_batches(rows: Sequence[Example], *, tokens_per_micro_batch: int) -> list[list[int]]:
+def micro_batches(rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_per_unit: int = 1) -> list[list[int]]:
     """Row indices, longest first, cut so that rows times their longest length stays within the budget.
 
-    A row longer than the budget gets a micro-batch of its own.
+    Units of `rows_per_unit` consecutive rows stay together, in their order; a unit longer than the budget gets a micro-batch of its
+    own.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-rows[i].num_tokens, i))
+    assert len(rows) % rows_per_unit == 0, "rows come in whole units"
+    units = [range(first, first + rows_per_unit) for first in range(0, len(rows), rows_per_unit)]
+    widths = {unit: max(rows[i].num_tokens for i in unit) for unit in units}
     batches: list[list[int]] = []
-    for index in order:
-        # Rows come longest first, so the first row of a batch is its width.
-        if batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].num_tokens <= tokens_per_micro_batch:
-            batches[-1].append(index)
+    budget = 0  # rows that the last batch may have: units come longest first, so its first unit is its width
+    for unit in sorted(units, key=lambda unit: (-widths[unit], unit.start)):
+        if batches and len(batches[-1]) + rows_per_unit <= budget:
+            batches[-1].extend(unit)
         else:
-            batches.append([index])
+            batches.append([*unit])
+            budget = tokens_per_micro_batch // widths[unit]
     return batches
 
 
-def make_batch(rows: Sequence[Example], weights: Sequence[float], *, device: str | torch.device = "cpu") -> Batch:
+def make_batch(
+    rows: Sequence[Example], weights: Sequence[float], *, device: str | torch.device = "cpu", reference_point: float = 0.0
+) -> Batch:
     """Tensors for some rows of an optimizer step; `weights[i]` is the weight of each completion token of row i.
 
-    All rows must agree on whether they have behavior log-probabilities.
+    All rows must agree on whether they have behavior and reference log-probabilities.
     """
     token_ids, mask = _padded([row.token_ids for row in rows], torch.long)
-    behavior = [row.behavior_logprobs for row in rows if row.behavior_logprobs is not None]
-    assert len(behavior) in (0, len(rows)), "a batch holds sampled rows or recorded ones, not both"
     return Batch(
         input_ids=_padded([row.prompt_ids + row.token_ids for row in rows], torch.long)[0].to(device),
         prompt_lengths=torch.tensor([len(row.prompt_ids) for row in rows]).to(device),
         token_ids=token_ids.to(device),
         mask=mask.to(device),
-        advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32).to(device),
+        advantages=_advantages(rows).to(device),
         weights=(torch.tensor(weights, dtype=torch.float32)[:, None] * mask).to(device),
-        behavior_logprobs=_padded(behavior, torch.float32)[0].to(device) if behavior else None,
+        behavior_logprobs=_scores([row.behavior_logprobs for row in rows], device),
+        ref_logprobs=_scores([row.ref_logprobs for row in rows], device),
+        reference_point=reference_point,
     )
+
+
+def _advantages(rows: Sequence[Example]) -> Tensor:
+    """[B] when every row has one advantage for all its tokens, else [B, T]."""
+    if not any(isinstance(row.advantage, tuple) for row in rows):
+        return torch.tensor([row.advantage for row in rows], dtype=torch.float32)
+    each = [row.advantage if isinstance(row.advantage, tuple) else (row.advantage,) * len(row.token_ids) for row in rows]
+    return _padded(each, torch.float32)[0]
+
+
+def _scores(rows: Sequence[Sequence[float] | None], device: str | torch.device) -> Tensor | None:
+    """Log-probabilities of the rows, [B, T]; None when there are none."""
+    present = [row for row in rows if row is not None]
+    assert len(present) in (0, len(rows)), "a batch holds rows with log-probabilities of one kind or rows without, not both"
+    return _padded(present, torch.float32)[0].to(device) if present else None
 
 
 def _padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

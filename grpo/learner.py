@@ -16,8 +16,11 @@ from torch import Tensor
 from grpo.batch import Batch, Example, make_batch, micro_batches, token_weights
 from grpo.config import LearnerConfig, ModelConfig
 from grpo.metrics import UpdateTotals
+from grpo.nonfinite import NonFiniteGuard
 from grpo.objectives import Objective
+from grpo.optimizer import make_optimizer, rate_factor
 from grpo.policy import Policy, load_model
+from grpo.scoring import Scorer
 from rollout.snapshot import write_snapshot
 from rollout.types import Snapshot
 from rollout.weights import model_weights
@@ -28,16 +31,14 @@ class MismatchTooLarge(SystemFault):
     """Engine and learner disagree about the same tokens under the same weights: the gradient would be wrong."""
 
 
-class NotFinite(SystemFault):
-    """The loss or its gradient is not a finite number; the weights are as they were before the optimizer step."""
-
-
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
     """All that is needed to make a learner.
 
     `total_steps` are optimizer steps, for the schedule; `max_tokens` is the completion budget; `max_mismatch` is None when
-    completions may come from older weights, whose log-probabilities rightly differ.
+    completions may come from older weights, whose log-probabilities rightly differ. `reference_every` is the number of training
+    steps after which the policy becomes its own reference, 0 for never; `reference_device` is where that waits, None for beside the
+    policy. `fault_folder` is where a batch goes that stopped the run.
     """
 
     model_path: str
@@ -53,6 +54,9 @@ class LearnerSpec:
     engine_dtype: str
     snapshot_folder: str
     num_threads: int | None = None
+    reference_every: int = 0
+    reference_device: str | None = None
+    fault_folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +82,60 @@ class Learner:
             compute_dtype=compute_dtype(spec.model.dtype, spec.device),
             device=spec.device,
             keep_reference=spec.objective.needs_reference,
+            reference_device=spec.reference_device,
             activation_checkpointing=spec.learner.activation_checkpointing,
+        )
+        self._scorer = Scorer(
+            self._policy, temperature=spec.temperature, tokens_per_micro_batch=spec.learner.tokens_per_micro_batch
         )
         self._optimizer = make_optimizer(self._policy, spec.learner)
         self._schedule_step = 0  # mini-batches done, those without a gradient included: the schedule ends when the run does
+        self._num_updates = 0
+        self._nonfinite = NonFiniteGuard(spec.fault_folder)
 
     async def update(self, examples: Sequence[Example]) -> Update:
         """One training step: `mini_batches` optimizer steps over the examples, each row used once.
 
-        A mini-batch without a gradient moves nothing. Raises MismatchTooLarge before any weight has moved, NotFinite before the
-        optimizer step it concerns.
+        A mini-batch without a gradient moves nothing, nor does one whose loss or gradient is not finite; the third of those in a
+        row raises NotFinite. Raises MismatchTooLarge before any weight has moved, UserError for a row too long for the model.
         """
         return await asyncio.to_thread(self._update, list(examples))
 
     def _update(self, examples: list[Example]) -> Update:
         started = time.perf_counter()
+        self._check_lengths(examples)
         totals = UpdateTotals()
-        share = len(examples) / self._config.mini_batches
+        examples = self._with_reference(examples)
+        size = self._objective.rows_per_unit
+        share = len(examples) // size / self._config.mini_batches
         for i in range(self._config.mini_batches):
-            self._learn(examples[round(i * share) : round((i + 1) * share)], totals)
+            self._learn(examples[round(i * share) * size : round((i + 1) * share) * size], totals)
+        self._num_updates += 1
+        if self._spec.reference_every and self._num_updates % self._spec.reference_every == 0:
+            self._policy.refresh_reference()
         return Update(totals.metrics() | {"time/update_s": time.perf_counter() - started})
+
+    def _check_lengths(self, examples: Sequence[Example]) -> None:
+        longest = self._policy.max_length
+        for example in examples:
+            if longest is not None and example.num_tokens > longest:
+                raise UserError(
+                    f"task {example.task_id}: prompt and completion have {len(example.prompt_ids)} + {len(example.token_ids)} "
+                    f"tokens, and the model has positions for {longest}. Shorten or drop the row, lower sampling.max_tokens, or "
+                    "use a model for longer texts."
+                )
+
+    def _with_reference(self, examples: list[Example]) -> list[Example]:
+        """The examples with what the reference policy says of them, where the objective asks for it."""
+        if not self._objective.needs_reference:
+            return examples
+        scores = self._scorer.reference_logprobs(examples)
+        scored = [dataclasses.replace(row, ref_logprobs=each) for row, each in zip(examples, scores, strict=True)]
+        return self._objective.charge(scored)
+
+    async def score(self, examples: Sequence[Example]) -> list[tuple[float, ...]]:
+        """The log-probabilities of each example's completion tokens under the current weights, at the sampling temperature."""
+        return await asyncio.to_thread(self._scorer.logprobs, list(examples))
 
     def _learn(self, examples: list[Example], totals: UpdateTotals) -> None:
         """One optimizer step, if there is anything to learn."""
@@ -106,31 +144,37 @@ class Learner:
         if self._compute_gradient(examples, totals):
             if not totals.optimizer_steps:
                 self._check_mismatch(totals)
-            self._apply_gradient(totals)
+            self._apply_gradient(examples, totals)
 
     def _compute_gradient(self, examples: list[Example], totals: UpdateTotals) -> bool:
         """Leave the gradient of the loss over these examples with the weights. False when no example has one."""
         lengths = torch.tensor([len(example.token_ids) for example in examples])
         weights = token_weights(lengths, self._objective.average, max_tokens=self._spec.max_tokens).tolist()
         # Rows without a gradient keep their place in the weights, and are not sent through the model at all.
-        taught = [i for i, example in enumerate(examples) if self._has_gradient(example)]
+        size = self._objective.rows_per_unit
+        units = [range(first, first + size) for first in range(0, len(examples), size)]
+        taught = [i for unit in units if self._has_gradient([examples[j] for j in unit]) for i in unit]
         rows = [examples[i] for i in taught]
         totals.count(examples, rows)
         self._optimizer.zero_grad()
-        for indices in micro_batches(rows, tokens_per_micro_batch=self._config.tokens_per_micro_batch):
-            batch = make_batch([rows[i] for i in indices], [weights[taught[i]] for i in indices], device=self._policy.device)
-            self._accumulate(batch, totals)
+        point = self._reference_point(rows)
+        for indices in micro_batches(rows, tokens_per_micro_batch=self._config.tokens_per_micro_batch, rows_per_unit=size):
+            chosen, row_weights = [rows[i] for i in indices], [weights[taught[i]] for i in indices]
+            self._accumulate(make_batch(chosen, row_weights, device=self._policy.device, reference_point=point), totals)
         return bool(rows)
 
-    def _has_gradient(self, example: Example) -> bool:
-        return bool(example.token_ids) and (example.advantage != 0 or self._objective.needs_zero_advantages)
+    def _has_gradient(self, unit: Sequence[Example]) -> bool:
+        if self._objective.needs_zero_advantages:
+            return all(row.token_ids for row in unit)
+        return all(row.token_ids for row in unit) and not all(row.is_flat for row in unit)
+
+    def _reference_point(self, rows: Sequence[Example]) -> float:
+        """What the objective wants to know about this optimizer step before its gradient."""
+        probes = self._objective.probes(rows)
+        return self._objective.reference_point(self._scorer.log_ratios(probes)) if probes else 0.0
 
     def _accumulate(self, batch: Batch, totals: UpdateTotals) -> None:
-        temperature = self._spec.temperature
-        if self._objective.needs_reference:
-            ref_logprobs = self._policy.score_reference(batch, temperature=temperature)
-            batch = dataclasses.replace(batch, ref_logprobs=ref_logprobs)
-        scores = self._policy.score(batch, temperature=temperature)
+        scores = self._policy.score(batch, temperature=self._spec.temperature)
         loss = self._objective.loss(scores.logprobs, batch)
         loss.value.backward()
         totals.add(batch, scores, loss)
@@ -146,13 +190,13 @@ class Learner:
                 "engine.dtype and model.dtype float32."
             )
 
-    def _apply_gradient(self, totals: UpdateTotals) -> None:
+    def _apply_gradient(self, examples: Sequence[Example], totals: UpdateTotals) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._config.max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise NotFinite(
-                f"the gradient norm is {norm}. The weights are as before this optimizer step. Lower learner.learning_rate, or use "
-                "model.dtype = float32."
-            )
+        if not (math.isfinite(norm) and totals.is_finite()):
+            totals.drop_mini_batch()
+            self._nonfinite.failed(examples, norm=norm, update=self._num_updates + 1)
+            return
+        self._nonfinite.passed()
         for group in self._optimizer.param_groups:
             group["lr"] = totals.learning_rate
         self._optimizer.step()
@@ -178,8 +222,15 @@ class Learner:
             {name: tensor.detach().contiguous() for name, tensor in self._policy.trainable.items()},
             folder / "trainable.safetensors",
         )
-        state = {"optimizer": self._optimizer.state_dict(), "schedule_step": self._schedule_step, "rng": torch.get_rng_state()}
+        state = {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule_step": self._schedule_step,
+            "num_updates": self._num_updates,
+            "rng": torch.get_rng_state(),
+        }
         torch.save(state, folder / "optimizer.pt")
+        if self._spec.reference_every and self._policy.reference_weights is not None:
+            save_file(self._policy.reference_weights, folder / "reference.safetensors")
 
     async def restore(self, folder: str) -> None:
         """Go on from what `save` wrote, with the learning rate, betas and decay of this learner's config."""
@@ -197,7 +248,10 @@ class Learner:
         options = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": options})
         self._schedule_step = state["schedule_step"]
+        self._num_updates = state["num_updates"]
         torch.set_rng_state(state["rng"])
+        if (folder / "reference.safetensors").exists():
+            self._policy.restore_reference(load_file(folder / "reference.safetensors"))
 
     async def export(self, folder: str) -> None:
         """The model in Hugging Face form, adapters merged, with its tokenizer: what other programs load."""
@@ -234,25 +288,3 @@ def compute_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if device == "cuda" else "float32"
     return getattr(torch, name)
-
-
-def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only; gains and biases are left alone."""
-    trainable = list(policy.trainable.values())
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True)
-
-
-def rate_factor(step: int, config: LearnerConfig, total_steps: int) -> float:
-    """What the peak learning rate is multiplied with at optimizer step `step` (0 is the first)."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
-    if config.schedule == "linear":
-        return 1.0 - progress
-    if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0

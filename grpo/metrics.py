@@ -39,16 +39,26 @@ METRICS: dict[str, str] = {
     "loss/value": "the loss, a mean over the optimizer steps",
     "policy/entropy": "mean entropy in nats of the distributions at the computed completion tokens",
     "policy/clipped_fraction": "share of the computed tokens whose gradient the clip removed",
+    "policy/truncated_fraction": "share of the computed tokens whose importance weight was larger than it may be",
+    "policy/masked_fraction": "share of the computed tokens in completions left out because their ratio left its bounds",
     "policy/kl": "mean estimate (k3, weighed by the ratio) of the KL to the reference policy, in nats per token",
+    "preference/accuracy": "share of the pairs whose chosen completion has the higher implicit reward",
+    "preference/margin": "mean implicit reward of the chosen completions less that of the rejected ones",
+    "preference/chosen": "mean implicit reward of the chosen or desirable completions",
+    "preference/rejected": "mean implicit reward of the rejected or undesirable completions",
+    "preference/reference_point": "KL to the reference policy in nats per completion that kto measures its rewards from",
     "policy/grad_norm": "gradient norm before clipping, the largest of the step's optimizer steps",
     "policy/learning_rate": "learning rate of the training step, the last one when it has several optimizer steps",
     "learner/rows": "completions in the update",
     "learner/skipped_fraction": "share of them that carry no gradient and were not computed",
     "learner/optimizer_steps": "optimizer steps of this training step; fewer than mini_batches where no row carries a gradient",
+    "learner/nonfinite_steps": "optimizer steps left out of it because loss or gradient was not a finite number",
     "mismatch/abs_mean": "mean |learner - engine| log-probability of the sampled tokens, before the update",
     "mismatch/abs_max": "its maximum",
     "mismatch/ratio_p01": "1st percentile of the probability ratio learner / engine",
     "mismatch/ratio_p99": "99th percentile of the same",
+    "mismatch/probe_abs_mean": "mean |learner - engine| log-probability of fixed prompts after the last sync, where it is probed",
+    "mismatch/ess_fraction": "effective sample size of these ratios as importance weights, as a share of the tokens",
     "time/rollout_s": "seconds the step waited for its groups",
     "time/update_s": "seconds of the update",
     "time/load_s": "seconds until every worker had loaded it",
@@ -100,11 +110,14 @@ def mismatch_metrics(differences: Tensor) -> dict[str, float]:
         return {}
     ordered = differences.sort().values
     low, high = ordered[int(0.01 * (len(ordered) - 1))], ordered[int(0.99 * (len(ordered) - 1))]
+    logs = differences.double()
     return {
         "mismatch/abs_mean": differences.abs().mean().item(),
         "mismatch/abs_max": differences.abs().max().item(),
         "mismatch/ratio_p01": low.exp().item(),
         "mismatch/ratio_p99": high.exp().item(),
+        # (sum of w)^2 / (sum of w^2) / M, in logarithms
+        "mismatch/ess_fraction": (2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)).exp().item() / len(logs),
     }
 
 
@@ -118,23 +131,38 @@ class UpdateTotals:
         self._num_rows = 0
         self._num_skipped = 0
         self._num_tokens = 0
+        self._num_nonfinite = 0
         self._sums: dict[str, Tensor] = {}
+        self._means: dict[str, Tensor] = {}
+        self._undo: tuple[int, dict[str, Tensor], dict[str, Tensor]] = (0, {}, {})
         self._differences: list[Tensor] = []
         self._mismatch: dict[str, float] = {}
 
     def count(self, examples: Sequence[Example], computed: Sequence[Example]) -> None:
-        """Note the rows of a mini-batch, and those of them that go through the model."""
+        """Begin a mini-batch: note its rows, and those of them that go through the model."""
+        self._undo = (self._num_tokens, dict(self._sums), dict(self._means))
         self._num_rows += len(examples)
         self._num_skipped += len(examples) - len(computed)
         self._num_tokens += sum(len(example.token_ids) for example in computed)
 
     def add(self, batch: Batch, scores: TokenScores, loss: Loss) -> None:
-        sums = loss.sums | {"policy/entropy": scores.entropy.sum(), "loss/value": loss.value}
+        sums = {**loss.sums, "policy/entropy": scores.entropy.sum(), "loss/value": loss.value}
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
+        for name, sum_and_count in loss.means.items():
+            self._means[name] = self._means.get(name, 0.0) + sum_and_count.detach().double()
         # Once a weight has moved, learner and engine are meant to differ.
         if batch.behavior_logprobs is not None and not self.optimizer_steps:
             self._differences.append((scores.logprobs.detach() - batch.behavior_logprobs)[batch.mask])
+
+    def is_finite(self) -> bool:
+        """Whether the losses added so far are finite numbers."""
+        return bool(torch.isfinite(self._sums.get("loss/value", torch.zeros(()))))
+
+    def drop_mini_batch(self) -> None:
+        """The mini-batch that was begun last is not learnt from: count that, and forget its sums."""
+        self._num_nonfinite += 1
+        self._num_tokens, self._sums, self._means = self._undo
 
     def measure_mismatch(self) -> dict[str, float]:
         """Between engine and learner, on what has been added so far."""
@@ -144,6 +172,7 @@ class UpdateTotals:
 
     def metrics(self) -> dict[str, float]:
         sums = {name: value.item() for name, value in self._sums.items()}
+        means = {name: value.tolist() for name, value in self._means.items()}
         return {
             "loss/value": sums.pop("loss/value", 0.0) / max(1, self.optimizer_steps),
             "policy/grad_norm": self.grad_norm,
@@ -151,6 +180,8 @@ class UpdateTotals:
             "learner/rows": self._num_rows,
             "learner/skipped_fraction": self._num_skipped / max(1, self._num_rows),
             "learner/optimizer_steps": self.optimizer_steps,
+            "learner/nonfinite_steps": self._num_nonfinite,
             **{name: value / self._num_tokens for name, value in sums.items()},
+            **{name: total / count for name, (total, count) in means.items() if count},
             **self._mismatch,
         }

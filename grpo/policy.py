@@ -35,8 +35,8 @@ class Policy:
     """A causal language model that scores completions at a temperature.
 
     Master weights are float32; with `compute_dtype` bfloat16 the forward pass is autocast. There is never dropout. With adapters
-    the base weights are frozen, and the reference is the model with its adapters switched off; without, it takes `keep_reference`,
-    which holds a frozen copy.
+    the base weights are frozen, and the reference is the model with its adapters switched off until `refresh_reference`. Otherwise
+    it is a copy of the trainable weights, which `keep_reference` makes at the start; `reference_device` is where it waits.
     """
 
     def __init__(
@@ -47,15 +47,17 @@ class Policy:
         compute_dtype: torch.dtype,
         device: str,
         keep_reference: bool = False,
+        reference_device: str | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         self.device = device
         self._compute_dtype = compute_dtype
         self.model = load_model(model_path, device)
         self._adapters = add_adapters(self.model, lora) if lora.rank > 0 else None
-        self._reference = None
+        self.reference_weights: dict[str, Tensor] | None = None
+        self._reference_device = reference_device or device
         if keep_reference and self._adapters is None:
-            self._reference = load_model(model_path, device).requires_grad_(False)
+            self.refresh_reference()
         if activation_checkpointing:
             checkpoint_activations(self.model)
 
@@ -63,26 +65,46 @@ class Policy:
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def score(self, batch: Batch, *, temperature: float) -> TokenScores:
-        """Log-probability of every completion token under softmax(logits / temperature), and the entropy there."""
-        return self._score(self.model, batch, temperature)
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a row may have, prompt and completion together; None when the model names no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @torch.no_grad()
-    def score_reference(self, batch: Batch, *, temperature: float) -> Tensor:
-        """Log-probabilities under the frozen policy this one started from. [B, T]"""
-        if self._adapters is not None:
-            with self._adapters.disable_adapter():
-                return self._score(self.model, batch, temperature).logprobs
-        assert self._reference is not None, "a policy without adapters was not told to keep its reference"
-        return self._score(self._reference, batch, temperature).logprobs
+    def refresh_reference(self) -> None:
+        """Make the policy as it is now its own reference."""
+        copies = {name: weight.detach().to(self._reference_device, copy=True) for name, weight in self.trainable.items()}
+        self.reference_weights = copies
 
-    def _score(self, model: PreTrainedModel, batch: Batch, temperature: float) -> TokenScores:
+    def restore_reference(self, weights: dict[str, Tensor]) -> None:
+        self.reference_weights = {name: weight.to(self._reference_device) for name, weight in weights.items()}
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Within, the policy is its reference. For scoring without gradient: the weights are put back afterwards as they were."""
+        if self.reference_weights is None:
+            assert self._adapters is not None, "a policy without adapters was not told to keep its reference"
+            with self._adapters.disable_adapter(), torch.no_grad():
+                yield
+            return
+        current = {name: weight.data for name, weight in self.trainable.items()}
+        try:
+            for name, weight in self.trainable.items():
+                weight.data = self.reference_weights[name].to(weight.device)
+            with torch.no_grad():
+                yield
+        finally:
+            for name, weight in self.trainable.items():
+                weight.data = current[name]
+
+    def score(self, batch: Batch, *, temperature: float) -> TokenScores:
+        """Log-probability of every completion token under softmax(logits / temperature), and the entropy there."""
         row, step = batch.mask.nonzero(as_tuple=True)
         with self._autocast():
             # Padding is on the right and attention is causal: no completion token can see it, so no attention mask is needed.
-            hidden = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
             before = hidden[row, batch.prompt_lengths[row] - 1 + step]
-            logprobs, entropy = _token_scores(model, before, batch.token_ids[row, step], temperature)
+            logprobs, entropy = _token_scores(self.model, before, batch.token_ids[row, step], temperature)
         outside = logprobs.new_zeros(batch.mask.shape)
         return TokenScores(outside.index_put((row, step), logprobs), outside.index_put((row, step), entropy))
 

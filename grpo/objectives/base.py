@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from grpo.batch import Average, Batch, Example
-from grpo.objectives.surrogate import Loss, clipped_surrogate
+from grpo.objectives.sources import GroupSource
+from grpo.objectives.surrogate import Loss
 from rollout.types import Group
 
 
 class Objective(BaseModel, ABC):
     """From groups to a loss. The class that holds the hyperparameters is their config: one paper, one file.
 
-    `average` says how tokens are weighed (grpo.batch.token_weights). `compares` is whether it learns from differences within a
-    group, which takes a group_size of 2 or more.
+    `learns_from` names the sources whose groups it understands. `rows_per_unit` is how many consecutive rows of `credit` are never
+    parted, by mini-batches or micro-batches: 2 for pairs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    learns_from: ClassVar[tuple[GroupSource, ...]] = ("samples",)
+    rows_per_unit: ClassVar[int] = 1
+
+    name: Any = Field(description="Which objective it is: each class narrows this to a Literal.")  # the first of all fields
+
     @property
     @abstractmethod
-    def average(self) -> Average: ...
+    def average(self) -> Average:
+        """How tokens are weighed (grpo.batch.token_weights)."""
 
     @property
     def compares(self) -> bool:
+        """Whether it learns from differences within a group, so that sampled groups need 2 completions or more."""
         return True
 
     @property
     def needs_reference(self) -> bool:
+        """Whether the reference policy must score the examples."""
+        return False
+
+    @property
+    def reference_is_last_iterate(self) -> bool:
+        """Whether the reference policy is the one that sampled, and so moves with every sync."""
         return False
 
     @property
     def needs_zero_advantages(self) -> bool:
         """Whether a row with advantage 0 has a gradient, so that it must be sent through the model."""
-        return self.needs_reference
+        return False
 
     def keep(self, group: Group) -> bool:
         """Whether a group is worth a place in the step. A refused one is replaced by another."""
@@ -46,61 +60,37 @@ class Objective(BaseModel, ABC):
 
     @abstractmethod
     def credit(self, groups: Sequence[Group]) -> list[Example]:
-        """One example for each scored completion."""
+        """Examples, each with what it teaches. Raises UserError for a group of a form that the objective does not understand."""
+
+    def charge(self, examples: Sequence[Example]) -> list[Example]:
+        """The same examples once the reference policy has scored them: where a KL is part of the reward it is charged here."""
+        return list(examples)
+
+    def probes(self, examples: Sequence[Example]) -> list[Example]:
+        """Rows to be scored by policy and reference before an optimizer step on `examples`, for `reference_point`."""
+        return []
+
+    def reference_point(self, log_ratios: Tensor) -> float:
+        """A number about the whole optimizer step, from log(pi / ref) of each probe, [K]. It reaches the loss in its batch."""
+        return 0.0
 
     @abstractmethod
     def loss(self, logprobs: Tensor, batch: Batch) -> Loss:
         """The loss of some rows of a step; over all rows of the step the losses add up. logprobs: [B, T]"""
 
 
-class ClippedObjective(Objective):
-    """What the relatives of GRPO share: advantages within a group, and the clipped surrogate."""
-
-    clip_low: float = Field(
-        default=0.2, gt=0, le=1, description="Ratios below 1 - clip_low stop counting when they lower a bad token."
-    )
-    clip_high: float = Field(
-        default=0.2, gt=0, description="Ratios above 1 + clip_high stop counting when they raise a good token."
-    )
-    kl_coef: float = Field(default=0.0, ge=0, description="Weight of the KL to the reference policy; 0 loads no reference.")
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0
-
-    @abstractmethod
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """Advantages of the scored completions of one group. [G] -> [G]"""
-
-    def credit(self, groups: Sequence[Group]) -> list[Example]:
-        return [example for group in groups for example in credit_group(group, self.advantages)]
-
-    def loss(self, logprobs: Tensor, batch: Batch) -> Loss:
-        assert batch.behavior_logprobs is not None, "a clipped objective learns from sampled completions"
-        return clipped_surrogate(
-            logprobs,
-            batch.behavior_logprobs,
-            batch.ref_logprobs,
-            batch.advantages,
-            batch.weights,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            kl_coef=self.kl_coef,
-        )
-
-
-def credit_group(group: Group, advantages: Callable[[Tensor], Tensor]) -> list[Example]:
-    """The scored completions of a group with their advantages. An unscored one is in neither the mean nor the result."""
-    scored = [i for i, verdict in enumerate(group.verdicts) if verdict.reward is not None]
-    if not scored:
-        return []
-    values = advantages(torch.tensor(group.scored_rewards, dtype=torch.float64)).tolist()
+def scored_examples(group: Group, place: int = 0) -> list[Example]:
+    """The scored completions of a group with their rewards. An unscored one is in neither the mean nor the result."""
     return [
         Example(
-            prompt_ids=group.completions[i].prompt_ids,
-            token_ids=group.completions[i].token_ids,
-            behavior_logprobs=group.completions[i].behavior_logprobs,
-            advantage=value,
+            prompt_ids=completion.prompt_ids,
+            token_ids=completion.token_ids,
+            behavior_logprobs=completion.behavior_logprobs,
+            advantage=0.0,
+            reward=verdict.reward,
+            group=place,
+            task_id=group.task.id,
         )
-        for i, value in zip(scored, values, strict=True)
+        for completion, verdict in zip(group.completions, group.verdicts, strict=True)
+        if verdict.reward is not None
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo.batch import Average
 from grpo.objectives.advantages import group_centered
-from grpo.objectives.base import ClippedObjective
+from grpo.objectives.policy_gradient import ClippedObjective
 
 
 class DrGrpo(ClippedObjective):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from grpo.batch import Average, Batch, Example
-from grpo.objectives.base import Objective
+from grpo.objectives.base import Objective, scored_examples
+from grpo.objectives.sources import GroupSource
 from grpo.objectives.surrogate import Loss
 from rollout.types import Group
 
@@ -18,8 +20,10 @@ class Sft(Objective):
     """Mean negative log-likelihood per token of every completion whose reward is 1.
 
     With recorded demonstrations this is supervised fine-tuning; with a live source it is rejection-sampling fine-tuning
-    (arXiv:2308.01825, section 3.3).
+    (arXiv:2308.01825, section 3.3); of a recorded pair it takes the chosen completion.
     """
+
+    learns_from: ClassVar[tuple[GroupSource, ...]] = ("samples", "pairs", "labels", "demonstrations")
 
     name: Literal["sft"] = Field(default="sft", description="Negative log-likelihood of completions with reward 1.")
 
@@ -35,12 +39,8 @@ class Sft(Objective):
         return 1.0 in group.scored_rewards
 
     def credit(self, groups: Sequence[Group]) -> list[Example]:
-        return [
-            Example(completion.prompt_ids, completion.token_ids, completion.behavior_logprobs, advantage=1.0)
-            for group in groups
-            for completion, verdict in zip(group.completions, group.verdicts, strict=True)
-            if verdict.reward == 1.0
-        ]
+        rows = [row for place, group in enumerate(groups) for row in scored_examples(group, place)]
+        return [dataclasses.replace(row, advantage=1.0) for row in rows if row.reward == 1.0]
 
     def loss(self, logprobs: Tensor, batch: Batch) -> Loss:
         return Loss(-(batch.weights * logprobs.masked_fill(~batch.mask, 0.0)).sum(), {})

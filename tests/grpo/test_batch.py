@@ -20,6 +20,7 @@ def example(prompt: int, completion: int, *, sampled: bool = True) -> Example:
         ("sequence", [1 / (3 * 1), 1 / (3 * 2), 1 / (3 * 5)]),  # GRPO, equation 3: 1/G, then 1/|o_i|
         ("token", [1 / 8, 1 / 8, 1 / 8]),  # DAPO, equation 8: 1 / sum of |o_i|
         ("constant", [1 / (3 * 16)] * 3),  # Dr. GRPO, section 3.2: 1/G, then 1 / the budget
+        ("sum", [1 / 3] * 3),  # RLOO, section 3.3: 1/k, for the log-probability of a whole completion
     ],
 )
 def test_token_weights_by_hand(average, expected):
@@ -32,10 +33,10 @@ def test_an_average_has_weights_that_sum_to_1(lengths, average):
     assert (weights * torch.tensor(lengths)).sum().item() == pytest.approx(1, rel=1e-12)
 
 
-@pytest.mark.parametrize("average", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("average", ["sequence", "token", "constant", "sum"])
 def test_an_empty_completion_weighs_nothing_and_keeps_its_place(average):
     weights = token_weights(torch.tensor([0, 4]), average, max_tokens=8)
-    assert weights.tolist() == pytest.approx([0.0, {"sequence": 1 / 8, "token": 1 / 4, "constant": 1 / 16}[average]])
+    assert weights.tolist() == pytest.approx([0.0, {"sequence": 1 / 8, "token": 1 / 4, "constant": 1 / 16, "sum": 1 / 2}[average]])
     assert token_weights(torch.tensor([0, 0]), average, max_tokens=8).tolist() == [0.0, 0.0]
     assert token_weights(torch.tensor([], dtype=torch.long), average, max_tokens=8).tolist() == []
 
@@ -48,6 +49,16 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
     for batch in batches:
         longest = max(rows[index].num_tokens for index in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
+
+
+@given(lengths=lengths_of, budget=st.integers(1, 200), size=st.integers(2, 3))
+def test_micro_batches_never_part_a_unit(lengths, budget, size):
+    rows = [example(1, length) for length in lengths for _ in range(size - 1)] + [example(1, length) for length in lengths]
+    batches = micro_batches(rows, tokens_per_micro_batch=budget, rows_per_unit=size)
+    units = [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
+    assert sorted(units) == [list(range(i, i + size)) for i in range(0, len(rows), size)]
+    for batch in batches:
+        assert len(batch) == size or len(batch) * max(rows[i].num_tokens for i in batch) <= budget
 
 
 @given(lengths=lengths_of)
@@ -69,6 +80,22 @@ def test_a_batch_by_hand():
     assert batch.behavior_logprobs is not None
     assert batch.behavior_logprobs.flatten().tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, 0.0, 0.0])
     assert batch.ref_logprobs is None
+
+
+def test_an_advantage_for_each_token_makes_a_table_of_them():
+    rows = [Example((1,), (2, 3), None, (0.5, -0.5)), Example((1,), (2, 3, 4), None, 2.0)]
+    batch = make_batch(rows, [1.0, 1.0], reference_point=0.25)
+    assert batch.advantages.tolist() == [[0.5, -0.5, 0.0], [2.0, 2.0, 2.0]]
+    assert batch.reference_point == 0.25
+    assert [row.is_flat for row in rows] == [False, False]
+    assert Example((1,), (2, 3), None, (0.0, 0.0)).is_flat
+
+
+def test_reference_logprobs_come_with_their_rows():
+    rows = [Example((1,), (2, 3), None, 1.0, ref_logprobs=(-0.5, -0.25)), Example((1,), (2,), None, 1.0, ref_logprobs=(-1.0,))]
+    batch = make_batch(rows, [1.0, 1.0])
+    assert batch.ref_logprobs is not None
+    assert batch.ref_logprobs.tolist() == [[-0.5, -0.25], [-1.0, 0.0]]
 
 
 def test_recorded_rows_have_no_behavior_logprobs():

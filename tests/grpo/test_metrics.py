@@ -108,15 +108,22 @@ def test_where_nothing_was_scored_there_is_no_reward_to_report():
 
 def test_mismatch_metrics_by_hand():
     differences = torch.linspace(-0.5, 0.5, 101)[torch.randperm(101, generator=torch.Generator().manual_seed(0))]
+    ratios = [math.exp(d) for d in differences.tolist()]
     assert mismatch_metrics(differences) == pytest.approx(
         {
             "mismatch/abs_mean": 2 * sum(k / 100 for k in range(51)) / 101,
             "mismatch/abs_max": 0.5,
             "mismatch/ratio_p01": math.exp(-0.49),
             "mismatch/ratio_p99": math.exp(0.49),
+            "mismatch/ess_fraction": sum(ratios) ** 2 / sum(r * r for r in ratios) / 101,
         },
         rel=1e-5,
     )
+
+
+def test_the_effective_sample_size_is_all_tokens_on_policy_and_one_where_one_ratio_rules():
+    assert mismatch_metrics(torch.zeros(10))["mismatch/ess_fraction"] == pytest.approx(1.0)
+    assert mismatch_metrics(torch.tensor([2000.0, 0.0, 0.0, 0.0]))["mismatch/ess_fraction"] == pytest.approx(1 / 4)
 
 
 def test_no_sampled_token_leaves_no_mismatch_to_report():

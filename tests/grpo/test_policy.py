@@ -110,9 +110,20 @@ def test_a_completion_without_tokens_has_no_scores(policy):
     assert not both[0].any()
 
 
+def score_reference(policy: Policy, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    with policy.as_reference():
+        return policy.score(batch, temperature=temperature).logprobs
+
+
+def move(policy: Policy) -> None:
+    with torch.no_grad():
+        for parameter in policy.trainable.values():
+            parameter.mul_(1.1)
+
+
 def test_the_reference_of_adapters_is_the_base_model(adapted, policy):
     batch = batch_of(random_examples(4))
-    reference = adapted.score_reference(batch, temperature=0.7)
+    reference = score_reference(adapted, batch, temperature=0.7)
     assert reference.equal(policy.score(batch, temperature=0.7).logprobs)
     moved = adapted.score(batch, temperature=0.7).logprobs
     assert (moved - reference).abs().max() > 0.1
@@ -120,13 +131,50 @@ def test_the_reference_of_adapters_is_the_base_model(adapted, policy):
     assert not reference.requires_grad
 
 
-def test_the_reference_of_full_weights_stays_where_the_policy_began(model_path, policy):
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_the_reference_of_full_weights_stays_where_the_policy_began(model_path, policy, device):
     batch = batch_of(random_examples(4))
-    moving = make_policy(model_path, keep_reference=True)
-    with torch.no_grad():
-        for parameter in moving.trainable.values():
-            parameter.mul_(1.1)
-    assert moving.score_reference(batch, temperature=1.0).equal(policy.score(batch, temperature=1.0).logprobs)
+    moving = make_policy(model_path, keep_reference=True, reference_device=device)
+    move(moving)
+    before = {name: weight.clone() for name, weight in moving.trainable.items()}
+    assert score_reference(moving, batch).equal(policy.score(batch, temperature=1.0).logprobs)
+    assert all(weight.equal(before[name]) for name, weight in moving.trainable.items())
+    assert not moving.score(batch, temperature=1.0).logprobs.equal(policy.score(batch, temperature=1.0).logprobs)
+
+
+def test_a_policy_that_needs_no_reference_holds_none(model_path):
+    assert make_policy(model_path).reference_weights is None
+    assert make_policy(model_path, rank=2, keep_reference=True).reference_weights is None  # its adapters switched off
+    with pytest.raises(AssertionError, match="not told to keep its reference"), make_policy(model_path).as_reference():
+        pass
+
+
+@pytest.mark.parametrize("rank", [0, 3], ids=["full", "lora"])
+def test_a_refreshed_reference_is_the_policy_of_that_moment(model_path, rank):
+    batch = batch_of(random_examples(4))
+    policy = make_policy(model_path, rank=rank, keep_reference=True)
+    shake_adapters(policy)
+    move(policy)
+    then = policy.score(batch, temperature=1.0).logprobs.detach()
+    policy.refresh_reference()
+    move(policy)
+    assert score_reference(policy, batch).equal(then)
+    assert not policy.score(batch, temperature=1.0).logprobs.equal(then)
+    other = make_policy(model_path, rank=rank)
+    assert policy.reference_weights is not None
+    other.restore_reference(policy.reference_weights)
+    assert score_reference(other, batch).equal(then)
+
+
+def test_weights_come_back_when_scoring_fails(model_path):
+    policy = make_policy(model_path, keep_reference=True)
+    move(policy)
+    before = {name: weight.clone() for name, weight in policy.trainable.items()}
+    with pytest.raises(ZeroDivisionError), policy.as_reference():
+        raise ZeroDivisionError
+    assert all(weight.equal(before[name]) for name, weight in policy.trainable.items())
+    policy.score(batch_of(random_examples(2)), temperature=1.0).logprobs.sum().backward()
+    assert all(weight.grad is not None for weight in policy.trainable.values())
 
 
 def test_adapters_freeze_the_base_weights(adapted):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo.objectives.surrogate import clipped_surrogate
+from grpo.objectives.surrogate import Bounds, clipped_sequence_surrogate, clipped_surrogate, weighted_likelihood
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 
@@ -140,3 +140,97 @@ def test_advantage_zero_has_no_gradient():
     clipped_surrogate(logprobs, t([-2.0, -1.0]), None, torch.zeros(1), t([0.5, 0.5]), **CLIP).value.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [[0.0, 0.0]]
+
+
+# Bounds on the ratio
+
+SURROGATES = {
+    "clipped": lambda *args, **options: clipped_surrogate(*args, **CLIP, **options),
+    "sequence": lambda *args, **options: clipped_sequence_surrogate(*args, **CLIP, **options),
+    "likelihood": weighted_likelihood,
+}
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES)
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
+def test_bounds_that_nothing_leaves_change_nothing_to_the_bit(surrogate, kl_coef):
+    def run(bounds: Bounds):
+        case = random_case(3, 4, 5)
+        logprobs = case.pop("logprobs").requires_grad_()
+        loss = surrogate(logprobs, *case.values(), kl_coef=kl_coef, bounds=bounds)
+        loss.value.backward()
+        return loss.value.item(), logprobs.grad, {name: value.item() for name, value in loss.sums.items()}
+
+    (value, gradient, sums), (other, other_gradient, other_sums) = run(Bounds()), run(Bounds(1e3, 1e-3, 1e3))
+    assert value == other
+    assert gradient is not None
+    assert gradient.equal(other_gradient)
+    assert sums == other_sums
+
+
+def test_a_ratio_too_large_counts_as_the_largest_and_its_gradient_is_scaled_down_not_cut():
+    # A bad token that became 8 times as likely is not clipped; at most 3 it weighs.
+    logprobs = t([math.log(8.0) - 5.0, math.log(2.0) - 5.0]).requires_grad_()
+    loss = clipped_surrogate(logprobs, t([-5.0, -5.0]), None, t([-1.0])[0], t([1.0, 1.0]), **CLIP, bounds=Bounds(max_ratio=3.0))
+    loss.value.backward()
+    assert loss.value.item() == pytest.approx(3 + 2)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [pytest.approx([3.0, 2.0])]
+    assert loss.sums["policy/truncated_fraction"].item() == 1
+
+
+def test_a_ratio_that_would_overflow_is_truncated_like_any_other():
+    logprobs = t([-1.0]).requires_grad_()
+    loss = clipped_surrogate(logprobs, t([-2000.0]), None, t([-1.0])[0], t([1.0]), **CLIP, bounds=Bounds(max_ratio=3.0))
+    loss.value.backward()
+    assert loss.value.item() == pytest.approx(3)
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES)
+def test_a_completion_whose_mean_ratio_leaves_the_bounds_is_left_out_and_keeps_its_place(surrogate):
+    # Geometric means e^0.6, e^-0.8 and e^0 of the rows; the last has a token far off that the mean does not show.
+    logs = [[0.6, 0.6], [-1.6, 0.0], [1.5, -1.5]]
+    logprobs = (t(*logs) - 3.0).requires_grad_()
+    weights, advantages = t(*[[0.25, 0.25]] * 3), torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+    loss = surrogate(logprobs, torch.full_like(weights, -3.0), None, advantages, weights, bounds=Bounds(low=0.5, high=1.8))
+    loss.value.backward()
+    assert loss.sums["policy/masked_fraction"].item() == 4
+    assert logprobs.grad is not None
+    assert logprobs.grad[:2].tolist() == [[0.0, 0.0]] * 2
+    alone = surrogate(logprobs[2:].detach(), torch.full((1, 2), -3.0), None, advantages[2:], weights[2:])
+    assert loss.value.item() == alone.value.item()
+
+
+def test_what_is_left_out_cannot_spoil_the_loss_even_where_it_overflows():
+    logprobs = t([-1.0, -1.0]).requires_grad_()
+    for surrogate in SURROGATES.values():
+        loss = surrogate(
+            logprobs, t([-2000.0, -1.0]), t([-3.0, -1.0]), t([1.0])[0], t([0.5, 0.5]), kl_coef=0.1, bounds=Bounds(high=2.0)
+        )
+        assert loss.value.item() == 0.0
+        assert torch.autograd.grad(loss.value, logprobs)[0].tolist() == [[0.0, 0.0]]
+
+
+def test_a_reference_alone_is_logged_and_costs_nothing():
+    logprobs, ref = t([-1.0, -2.0]), t([-1.5, -1.0])
+    watched = clipped_surrogate(logprobs, logprobs, ref, torch.ones(1), t([0.5, 0.5]), **CLIP)
+    alone = clipped_surrogate(logprobs, logprobs, None, torch.ones(1), t([0.5, 0.5]), **CLIP)
+    assert watched.value.item() == alone.value.item()
+    assert watched.sums["policy/kl"].item() == pytest.approx(math.exp(-0.5) + 0.5 - 1 + math.exp(1.0) - 1.0 - 1)
+    assert "policy/kl" not in alone.sums
+
+
+def test_the_kl_term_weighs_alike_in_every_surrogate():
+    logprobs, ref = t([-1.0, -2.0]), t([-1.5, -1.0])
+    for surrogate in SURROGATES.values():
+        loss = surrogate(logprobs, logprobs, ref, torch.zeros(1), t([0.5, 0.5]), kl_coef=0.04)
+        assert loss.value.item() == pytest.approx(0.04 * (math.exp(-0.5) + 0.5 - 1 + math.exp(1.0) - 1.0 - 1) / 2)
+
+
+def test_every_token_may_have_an_advantage_of_its_own():
+    logprobs = t([-1.0, -2.0]).requires_grad_()
+    clipped_surrogate(logprobs, logprobs.detach(), None, t([2.0, -3.0]), t([0.5, 0.5]), **CLIP).value.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[-1.0, 1.5]]
