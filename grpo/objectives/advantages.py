@@ -1,4 +1,4 @@
-"""From the rewards of one group to its advantages. Pure functions over one group; [G] -> [G]."""
+"""From rewards to advantages. Pure functions; over one group, or over a whole step where their names say batch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,37 @@ def group_centered(rewards: Tensor) -> Tensor:
     that is not finite.
     Source: Dr. GRPO, arXiv:2503.20783, section 3.2.
     """
-    if not torch.isfinite(rewards).all():
-        raise ValueError(f"rewards must be finite numbers, got {rewards.tolist()}.")
+    _check_finite(rewards)
     if rewards.max() == rewards.min():
         return torch.zeros_like(rewards)
     return rewards - rewards.mean()
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Advantages of one group: each reward minus the mean of the others, which is G / (G - 1) times `group_centered`. [G] -> [G]
+
+    Source: RLOO, arXiv:2402.14740, section 3.3.
+    """
+    size = len(rewards)
+    return group_centered(rewards) * (size / max(1, size - 1))
+
+
+def batch_normalized(values: Tensor, counts: Tensor, *, min_variance: float = 1e-8) -> Tensor:
+    """Values minus their mean, over their standard deviation, each counted as often as `counts` says. [M], [M] -> [M]
+
+    Equal values become 0, whatever rounding says.
+    Source: REINFORCE++, arXiv:2501.03262, equation 10, over the tokens of the whole batch; population std and a least variance of
+    1e-8 as in the authors' code (OpenRLHF; the paper gives neither).
+    """
+    _check_finite(values)
+    total = counts.sum()
+    if not total or values.max() == values.min():
+        return torch.zeros_like(values)
+    centered = values - (counts * values).sum() / total
+    variance = (counts * centered.square()).sum() / total
+    return centered / variance.clamp(min=min_variance).sqrt()
+
+
+def _check_finite(rewards: Tensor) -> None:
+    if not torch.isfinite(rewards).all():
+        raise ValueError(f"rewards must be finite numbers, got {rewards.tolist()}.")
