@@ -1,24 +1,28 @@
 """From rows to tasks: fields mapped, duplicates dropped, held-out tasks kept apart, and the rest streamed in a resumable order.
 
-Reading rows is rows.py's business, turning a prompt into tokens prompting.py's.
+Reading rows is rows.py's business, filling in their templates fields.py's, turning a prompt into tokens prompting.py's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from rollout import fields
 from rollout.errors import TaskError
+from rollout.fields import Recorded
 from rollout.rows import Row, read_rows
-from verifiers.options import did_you_mean
-from verifiers.types import Message, Task
+from verifiers.types import Task
+
+RecordedForm = Literal["pairs", "labels", "demonstrations"]
 
 
 def _without_escapes(text: str) -> str:
@@ -66,8 +70,18 @@ class TasksConfig(BaseModel):
     reference: str = Field(default="answer", description="Field that holds the reference; dots reach inside.")
     completion: Template | None = Field(
         default=None,
-        description="Template of a recorded completion. With it the groups are recorded demonstrations; None: they are sampled.",
+        description="Template of a recorded completion, for objectives that learn from demonstrations or labels. None: groups are "
+        "sampled. Of a conversation the last turn is taken.",
     )
+    label: str | None = Field(
+        default=None,
+        description="Field that says whether the recorded completion is desirable: true or 1, false or 0. None: it is.",
+    )
+    chosen: Template | None = Field(
+        default=None,
+        description="Template of the better completion of a recorded pair; prompt and chosen may share a conversation.",
+    )
+    rejected: Template | None = Field(default=None, description="Template of the worse completion of a recorded pair.")
     rewards: str = Field(
         default="math", description="Reward mix that judges these tasks: a name under [rewards], or a built-in one."
     )
@@ -80,18 +94,43 @@ class TasksConfig(BaseModel):
         default=None, description="Take the held-out tasks from this source instead of from `source`."
     )
 
+    @model_validator(mode="after")
+    def _one_recorded_form(self) -> TasksConfig:
+        if (self.chosen is None) != (self.rejected is None):
+            raise ValueError("a recorded pair needs both chosen and rejected. Give the other one too.")
+        if self.chosen is not None and self.completion is not None:
+            raise ValueError("completion and chosen are both set, but a row is either one completion or a pair. Drop one of them.")
+        if self.label is not None and self.completion is None:
+            raise ValueError(
+                "label says what a recorded completion is worth, but completion is not set. Set it, or drop the label."
+            )
+        return self
+
+    @property
+    def recorded_form(self) -> RecordedForm | None:
+        """What the rows record; None when they are prompts alone."""
+        if self.chosen is not None:
+            return "pairs"
+        if self.completion is None:
+            return None
+        return "demonstrations" if self.label is None else "labels"
+
+    def prompts_only(self) -> TasksConfig:
+        """The same without what the rows record."""
+        return self.model_copy(update={"completion": None, "label": None, "chosen": None, "rejected": None})
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
     """Tasks for training and for evaluation; no prompt is in both, and within each no id is there twice.
 
-    `recorded[task.id]` is the text of the task's recorded completion, empty when groups are sampled. `num_duplicates` rows were
-    dropped because their prompt had been seen.
+    `recorded[task.id]` are the task's recorded completions, chosen before rejected; without any it is empty. `num_duplicates` rows
+    were dropped because their prompt had been seen, or, where rows are pairs or labels, because all of the row had been.
     """
 
     train: tuple[Task, ...]
     held_out: tuple[Task, ...]
-    recorded: Mapping[str, str]
+    recorded: Mapping[str, tuple[Recorded, ...]]
     num_duplicates: int
 
 
@@ -105,25 +144,27 @@ def load_tasks(config: TasksConfig, *, base: Path = Path()) -> TaskSet:
     rows = _distinct(_tasks(config, config.source, base))
     others = rows
     if config.held_out_source is not None:
-        others = _distinct(_tasks(config.model_copy(update={"completion": None}), config.held_out_source, base))
+        others = _distinct(_tasks(config.prompts_only(), config.held_out_source, base))
         if not others.kept:
             raise TaskError(f"{config.held_out_source}: holds no task. Give tasks.held_out_source rows to evaluate on.")
-    held_out = sorted(others.kept, key=lambda row: _prompt_hash(row.task))[: config.held_out]
+    first_of_prompt = {row.task.prompt: row for row in reversed(others.kept)}
+    held_out = sorted(first_of_prompt.values(), key=lambda row: _prompt_hash(row.task))[: config.held_out]
     kept_out = {row.task.prompt for row in held_out}
     train = [row for row in rows.kept if row.task.prompt not in kept_out]
     if not train:
         raise TaskError(
-            f"{config.source}: no task is left for training: {len(rows.kept)} distinct prompts, {len(held_out)} of them held out. "
-            "Give more rows, or lower tasks.held_out."
+            f"{config.source}: no task is left for training: {len({row.task.prompt for row in rows.kept})} distinct prompts, "
+            f"{len(held_out)} of them held out. Give more rows, or lower tasks.held_out."
         )
-    recorded = {row.task.id: row.completion for row in train if row.completion is not None}
+    recorded = {row.task.id: row.recorded for row in train if row.recorded}
     return TaskSet(tuple(row.task for row in train), tuple(row.task for row in held_out), recorded, rows.num_duplicates)
 
 
 class _TaskRow(NamedTuple):
     where: str
     task: Task
-    completion: str | None
+    recorded: tuple[Recorded, ...]
+    content: Any  # rows of equal content are duplicates
 
 
 class _Distinct(NamedTuple):
@@ -132,21 +173,26 @@ class _Distinct(NamedTuple):
 
 
 def _distinct(rows: Iterable[_TaskRow]) -> _Distinct:
-    """The first row of each prompt. Two prompts under one id are refused: seeds and reports go by the id."""
-    by_prompt: dict[str | tuple[Message, ...], _TaskRow] = {}
+    """The first row of each content. Two prompts under one id are refused: seeds and reports go by the id."""
+    by_content: dict[Any, _TaskRow] = {}
     by_id: dict[str, _TaskRow] = {}
+    counts: Counter[str] = Counter()
     total = 0
     for row in rows:
         total += 1
-        if by_prompt.setdefault(row.task.prompt, row) is not row:
+        if row.content in by_content:
             continue
         other = by_id.setdefault(row.task.id, row)
-        if other is not row:
+        if other.task.prompt != row.task.prompt:
             raise TaskError(
                 f"{row.where}: its id {row.task.id!r} is also that of {other.where}, whose prompt is another. Give each row an id "
                 "of its own, or leave the ids out."
             )
-    return _Distinct(list(by_prompt.values()), total - len(by_prompt))
+        if other is not row:  # one more judgement of the same prompt
+            counts[row.task.id] += 1
+            row = row._replace(task=replace(row.task, id=f"{row.task.id}#{counts[row.task.id] + 1}"))
+        by_content[row.content] = row
+    return _Distinct(list(by_content.values()), total - len(by_content))
 
 
 def _prompt_hash(task: Task) -> bytes:
@@ -155,58 +201,34 @@ def _prompt_hash(task: Task) -> bytes:
 
 def _tasks(config: TasksConfig, source: str, base: Path) -> Iterator[_TaskRow]:
     for row in read_rows(source, base=base):
-        reference = _field(row, config.reference)
-        if reference is None or (isinstance(reference, str) and not reference.strip()):
-            raise TaskError(
-                f"{row.where}: the reference field {config.reference!r} is empty. Give every task a reference to be judged against."
-            )
         own_id = row.fields.get("id")
         task_id = row.where if own_id is None or own_id == "" else str(own_id)
-        completion = None if config.completion is None else _fill(config.completion, row)
-        yield _TaskRow(row.where, Task(task_id, _prompt(config.prompt, row), reference, config.rewards), completion)
+        prompt = fields.prompt(config.prompt, row)
+        recorded = _recorded(config, row, prompt)
+        # A prompt is sampled, or its demonstration shown, once in an epoch; it may be compared and labelled many times.
+        content = (prompt, recorded) if config.recorded_form in ("pairs", "labels") else prompt
+        yield _TaskRow(row.where, Task(task_id, prompt, _reference(config, row), config.rewards), recorded, content)
 
 
-def _prompt(template: str, row: Row) -> str | tuple[Message, ...]:
-    """The template filled in; `{messages}` alone takes a conversation as it is."""
-    turns = row.fields.get("messages")
-    if template != "{messages}" or not isinstance(turns, list):
-        return _fill(template, row)
-    for turn in turns:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-            raise TaskError(f'{row.where}: expected messages of the form {{"role": "user", "content": "..."}}, found {turn!r:.80}.')
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+def _recorded(config: TasksConfig, row: Row, prompt: fields.Prompt) -> tuple[Recorded, ...]:
+    if config.chosen is not None and config.rejected is not None:
+        return fields.pair(config.chosen, config.rejected, row, prompt)
+    if config.completion is None:
+        return ()
+    reward = 1.0 if config.label is None else fields.label(config.label, row)
+    return (Recorded(fields.completion(config.completion, row, prompt), reward),)
 
 
-def _fill(template: str, row: Row) -> str:
-    try:
-        return template.format_map(row.fields)
-    except KeyError as error:
-        raise TaskError(f"{row.where}: the template {template!r} cannot be filled: {_no_field(row, str(error.args[0]))}") from None
-    except (IndexError, AttributeError, TypeError, ValueError) as error:
-        raise TaskError(f"{row.where}: the template {template!r} cannot be filled: {error}. It has {_names(row)}.") from None
-
-
-def _field(row: Row, path: str) -> Any:
-    value: Any = row.fields
-    for name in path.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            raise TaskError(f"{row.where}: {_no_field(row, path)}")
-        value = value[name]
-    return value
-
-
-def _no_field(row: Row, name: str) -> str:
-    inner = [key for value in row.fields.values() if isinstance(value, Mapping) for key in value]
-    hint = did_you_mean(name, map(str, [*row.fields, *inner]))
-    return f"the row has no field {name!r}; it has {_names(row)}.{' ' if hint else ''}{hint}"
-
-
-def _names(row: Row) -> str:
-    """The row's fields, and those inside them, for a person who mistyped one."""
-    names = []
-    for name, value in row.fields.items():
-        names.append(f"{name} ({', '.join(map(str, value))})" if isinstance(value, Mapping) and value else str(name))
-    return ", ".join(names) or "none"
+def _reference(config: TasksConfig, row: Row) -> Any:
+    """None where pairs or labels are recorded without one: those are not judged again, unless they are held out."""
+    if config.recorded_form in ("pairs", "labels") and config.reference.partition(".")[0] not in row.fields:
+        return None
+    reference = fields.field(row, config.reference)
+    if reference is None or (isinstance(reference, str) and not reference.strip()):
+        raise TaskError(
+            f"{row.where}: the reference field {config.reference!r} is empty. Give every task a reference to be judged against."
+        )
+    return reference
 
 
 class Cursor(NamedTuple):

@@ -17,6 +17,7 @@ from grpo.run import Run, learner_spec
 from grpo.state import RunState
 from grpo.tracking import RolloutStore, read_metrics
 from grpo.train import train
+from rollout.fields import Recorded
 from rollout.fleet import Fleet
 from rollout.sampling import Sampling
 from rollout.snapshot import discard
@@ -24,7 +25,8 @@ from rollout.tasks import TasksConfig, TaskSet, TaskStream
 from tests.fakes import FakeVerifiers, FakeWorker, is_right, make_tasks
 
 TASKS = make_tasks(24)
-TASK_SET = TaskSet(TASKS[4:], TASKS[:4], {task.id: f"\\boxed{{{task.reference}}}" for task in TASKS[4:]}, 0)
+DEMONSTRATIONS = {task.id: (Recorded(f"\\boxed{{{task.reference}}}", 1.0),) for task in TASKS[4:]}
+TASK_SET = TaskSet(TASKS[4:], TASKS[:4], DEMONSTRATIONS, 0)
 
 
 def config(**changes: Any) -> RunConfig:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from rollout.errors import TaskError
+from rollout.fields import Recorded
 from rollout.rows import read_rows
 from rollout.tasks import Cursor, TasksConfig, TaskSet, TaskStream, load_tasks
 from tests.fakes import make_tasks
@@ -98,7 +99,7 @@ def test_a_conversation_is_taken_as_it_is(tmp_path: Path):
 def test_a_recorded_completion_comes_from_its_template(tmp_path: Path):
     task_set = load(tmp_path, ROWS, completion="<think></think>\\boxed{{{answer}}}")
     task = task_set.train[0]
-    assert task_set.recorded[task.id] == f"<think></think>\\boxed{{{task.reference}}}"
+    assert task_set.recorded[task.id] == (Recorded(f"<think></think>\\boxed{{{task.reference}}}", 1.0),)
     assert task_set.recorded.keys() == {task.id for task in task_set.train}
 
 
