@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from grpo.config import RunConfig, flatten
+from grpo.prepare import judged_tasks
 from rollout.tasks import TaskSet, load_tasks
 from verifiers.registry import StatesReference, Verifier
 from verifiers.service import VerifierService
@@ -89,7 +90,7 @@ async def judge_references(config: RunConfig, task_set: TaskSet) -> list[str]:
     A verifier that can write a completion from a reference judges it; one that looks at the form alone has nothing to say here.
     Raises UserError with the task's id when a verifier does not understand a reference.
     """
-    tasks = (*task_set.train, *task_set.held_out)
+    tasks = judged_tasks(config, task_set)
     service = VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
     try:
         await service.prepare(tasks)

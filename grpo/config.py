@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from grpo.objectives import AnyObjective, Grpo
+from grpo.objectives.sources import GroupSource, wrong_source
 from rollout.engine import EngineConfig
 from rollout.sampling import Sampling
 from rollout.tasks import TasksConfig
@@ -78,6 +79,12 @@ class LearnerConfig(_Part):
     max_mismatch: float = Field(
         default=0.05, gt=0, description="Stop when engine and learner disagree by more than this mean |log-probability| on policy."
     )
+    reference_every: int = Field(
+        default=0, ge=0, description="Training steps after which the policy becomes the new reference; 0: it stays where it began."
+    )
+    reference_on_cpu: bool = Field(
+        default=False, description="Keep the reference's weights in the computer's memory while they are not needed."
+    )
 
 
 class EvaluationConfig(_Part):
@@ -119,6 +126,11 @@ class RunConfig(_Part):
     groups_per_step: int = Field(default=16, ge=1, description="Groups an update learns from (P).")
     group_size: int = Field(default=16, ge=1, description="Completions sampled per task (G).")
     max_lag: int = Field(default=0, ge=0, description="Updates that sampling may run ahead of learning; 0 is strictly on-policy.")
+    publish_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps between syncs: workers sample that long from one iterate. A resumed run begins with a sync.",
+    )
     max_tries: int = Field(default=8, ge=1, description="Give up a step after sampling this many times the groups it wants.")
     max_unscored: float = Field(
         default=0.1, ge=0, le=1, description="Stop when more of a step's completions than this share have no reward."
@@ -141,9 +153,22 @@ class RunConfig(_Part):
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="Where curves go.")
 
     @property
+    def group_source(self) -> GroupSource:
+        """Where groups come from: what the tasks record, or the policy; for self-play both."""
+        form = self.tasks.recorded_form
+        if form == "demonstrations" and "samples beside a demonstration" in self.objective.learns_from:
+            return "samples beside a demonstration"
+        return form or "samples"
+
+    @property
     def is_live(self) -> bool:
         """Whether groups are sampled; otherwise they are recorded in the tasks."""
-        return self.tasks.completion is None
+        return self.group_source.startswith("samples")
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether every group is sampled by the weights that learn from it."""
+        return self.max_lag == 0 and self.publish_every == 1
 
     @property
     def mixes(self) -> dict[str, RewardMix]:
@@ -209,26 +234,26 @@ def _toml_value(text: str) -> Any:
 def check_together(config: RunConfig, where: str) -> None:
     """What no part can check alone."""
     objective = config.objective
-    if objective.compares and config.group_size < 2:
+    if problem := wrong_source(objective, config.group_source):
+        raise ConfigError(f"{where}: {problem}")
+    if objective.compares and config.is_live and config.group_size < 2:
         raise ConfigError(
             f"{where}: group_size is {config.group_size}, but {objective.name} compares completions within a group. "
             "Set group_size to 2 or more, or use sft."
         )
-    if objective.compares and not config.is_live:
-        raise ConfigError(
-            f"{where}: tasks.completion gives recorded demonstrations, but {objective.name} learns from sampled groups. "
-            'Leave tasks.completion out, or set objective.name = "sft".'
-        )
+    if config.learner.reference_every and (objective.reference_is_last_iterate or not objective.needs_reference):
+        why = "has none" if not objective.needs_reference else "moves it with every sync, which publish_every sets"
+        raise ConfigError(f"{where}: learner.reference_every moves the reference policy, but {objective.name} {why}. Leave it out.")
     if config.model.start_from is not None and "path" in config.model.model_fields_set:
         raise ConfigError(
             f"{where}: model.path is {config.model.path!r} and model.start_from is {config.model.start_from!r}, but a policy "
             "starts from one of them. Drop the other (--set model.start_from= drops it on the command line)."
         )
-    rows = config.groups_per_step * (config.group_size if config.is_live else 1)
-    if config.learner.mini_batches > rows:
+    units = config.groups_per_step * (config.group_size if config.is_live and objective.rows_per_unit == 1 else 1)
+    if config.learner.mini_batches > units:
         raise ConfigError(
-            f"{where}: learner.mini_batches is {config.learner.mini_batches}, but a step has {rows} rows to divide. Lower it, or "
-            "raise groups_per_step."
+            f"{where}: learner.mini_batches is {config.learner.mini_batches}, but a step has {units} "
+            f"{'rows' if objective.rows_per_unit == 1 else 'pairs'} to divide. Lower it, or raise groups_per_step."
         )
     if config.tasks.rewards not in config.mixes:
         hint = did_you_mean(config.tasks.rewards, config.mixes)

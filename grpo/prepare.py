@@ -10,10 +10,11 @@ from pathlib import Path
 from grpo.config import ConfigError, RunConfig
 from grpo.folder import RunFolder
 from grpo.tiny_model import make_tiny_model
-from rollout.errors import ModelError
-from rollout.prompting import make_prompting
+from rollout.errors import ModelError, TaskError
+from rollout.prompting import Prompting, make_prompting
 from rollout.tasks import TaskSet
 from verifiers.service import VerifierService
+from verifiers.types import Task
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +43,17 @@ def prepare_model(config: RunConfig, folder: RunFolder) -> str:
 
 
 def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
-    """The tasks whose prompt leaves room for a completion in the model's length; the others are counted in a warning."""
+    """The tasks whose prompt leaves room for a completion in the model's length; the others are counted in a warning.
+
+    Raises TaskError for a recorded completion that is longer than the model: cut short it would end where it does not.
+    """
     from transformers import AutoConfig
 
     prompting = make_prompting(model_path, system=config.tasks.system, chat=config.tasks.chat)  # refuses what is no model
-    longest = config.engine.max_model_len or getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
+    positions = getattr(AutoConfig.from_pretrained(model_path), "max_position_embeddings", None)
+    if positions is not None:
+        check_recorded_lengths(task_set, prompting, positions)
+    longest = config.engine.max_model_len or positions
     if longest is None:
         return task_set
     too_long = {task.id for task in (*task_set.train, *task_set.held_out) if len(prompting.prompt_ids(task)) >= longest}
@@ -65,11 +72,32 @@ def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
     return dataclasses.replace(task_set, train=train, held_out=held_out)
 
 
+def check_recorded_lengths(task_set: TaskSet, prompting: Prompting, positions: int) -> None:
+    """Raise TaskError for a row that is longer than the model's positions."""
+    for task in task_set.train:
+        for each in task_set.recorded.get(task.id, ()):
+            # A text has no more tokens than bytes, but for one before it and one after: few need to be tokenized to know.
+            if len(prompting.prompt_ids(task)) + len(each.text.encode()) + 2 <= positions:
+                continue
+            recorded = prompting.recorded(task, each.text)
+            num_prompt, num_completion = len(recorded.prompt_ids), len(recorded.token_ids)
+            if num_prompt < positions < num_prompt + num_completion:  # a prompt too long by itself is left out below
+                raise TaskError(
+                    f"task {task.id}: its prompt and recorded completion have {num_prompt} + {num_completion} tokens, and the "
+                    f"model has positions for {positions}. Shorten or drop the row, or use a model for longer texts."
+                )
+
+
 async def check_references(config: RunConfig, task_set: TaskSet) -> None:
     """Refuse an unknown verifier, a reference that none understands, or a missing sandbox, before anything costly starts."""
     verifiers = VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
     try:
-        await verifiers.prepare((*task_set.train, *task_set.held_out))
+        await verifiers.prepare(judged_tasks(config, task_set))
         await verifiers.probe_sandbox(config.tasks.rewards)
     finally:
         await verifiers.close()
+
+
+def judged_tasks(config: RunConfig, task_set: TaskSet) -> tuple[Task, ...]:
+    """The tasks whose completions verifiers will judge: recorded ones come with their worth."""
+    return (*task_set.train, *task_set.held_out) if config.is_live else task_set.held_out

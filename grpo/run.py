@@ -21,6 +21,7 @@ from grpo.evaluate import evaluate
 from grpo.folder import RunFolder
 from grpo.learner import Learner, LearnerSpec
 from grpo.prepare import check_engine, fitting, prepare_model
+from grpo.probe import ProbedFleet, SyncProbe
 from grpo.progress import ProgressTracker
 from grpo.state import Evaluation, RunState
 from grpo.tracking import JsonlTracker, RolloutStore, Tracker, Tracking, WandbTracker
@@ -28,7 +29,7 @@ from rollout.collector import Collector, Rollout, Source
 from rollout.errors import WorkerLost
 from rollout.fleet import Fleet
 from rollout.prompting import make_prompting
-from rollout.recorded import RecordedGroups
+from rollout.recorded import RecordedGroups, beside_demonstration
 from rollout.snapshot import discard, snapshot_folder, sweep_snapshots
 from rollout.tasks import TaskSet, TaskStream
 from rollout.types import Group
@@ -73,12 +74,19 @@ class Run:
 
     def _make_source(self, rollout: Rollout) -> Source:
         config = self.config
-        if config.is_live:
-            return Collector(
-                rollout, self.tasks, max_lag=config.max_lag, max_tries=config.max_tries, max_unscored=config.max_unscored
-            )
-        prompting = make_prompting(self.model_path, system=config.tasks.system, chat=config.tasks.chat)
-        return RecordedGroups(self.tasks, self.task_set.recorded, prompting)
+        if config.tasks.recorded_form is not None:
+            prompting = make_prompting(self.model_path, system=config.tasks.system, chat=config.tasks.chat)
+            if not config.is_live:
+                return RecordedGroups(self.tasks, self.task_set.recorded, prompting)
+            rollout = beside_demonstration(rollout, self.task_set.recorded, prompting)
+        return Collector(
+            rollout,
+            self.tasks,
+            max_lag=config.max_lag,
+            publish_every=config.publish_every,
+            max_tries=config.max_tries,
+            max_unscored=config.max_unscored,
+        )
 
     async def begin(self, state: RunState) -> RunState:
         """Open the trackers where the state stands, and evaluate the policy a new run starts from."""
@@ -113,7 +121,8 @@ class Run:
 
     def sync_is_due(self, state: RunState) -> bool:
         """Workers need new weights to sample the next groups, or to evaluate."""
-        return self.config.is_live or self.evaluation_is_due(state)
+        is_time = self.config.is_live and state.step % self.config.publish_every == 0
+        return is_time or self.evaluation_is_due(state)
 
     def evaluation_is_due(self, state: RunState) -> bool:
         every = self.config.evaluation.every
@@ -173,7 +182,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
         async with parts:
             share = gpu_share(config, cluster.num_gpus) if device == "cuda" else 0.0
             fleet = make_fleet(config, cluster, model_path, device=device, num_gpus=share)
-            spec = learner_spec(config, model_path, device=device, snapshots=snapshots)
+            spec = learner_spec(config, model_path, device=device, snapshots=snapshots, faults=folder.path / "faults")
             starting: list[Awaitable[Any]] = [
                 # Threads that wait without spinning: on cores shared with the workers spinning makes a step ten times slower.
                 cluster.start(Learner, spec, name="learner", num_gpus=share, env={"OMP_WAIT_POLICY": "PASSIVE"}),
@@ -183,6 +192,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             learner, verifiers, _ = await all_of(starting)
             for part in (learner, verifiers, fleet):
                 parts.push_async_callback(part.close)
+            fleet.probe = make_probe(config, task_set, learner)
             run = Run(
                 config=config,
                 folder=folder,
@@ -209,7 +219,22 @@ def make_verifiers(config: RunConfig) -> VerifierService:
     return VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
 
 
-def make_fleet(config: RunConfig, cluster: Cluster, model_path: str, *, device: str, num_gpus: float) -> Fleet:
+def make_probe(config: RunConfig, task_set: TaskSet, learner: Any) -> SyncProbe | None:
+    """None where every step compares engine and learner on its own groups, or nothing sampled is learnt from."""
+    checks_itself = config.is_on_policy and config.group_source == "samples"
+    if checks_itself or not config.is_live:
+        return None
+    return SyncProbe(
+        task_set.held_out,
+        learner,
+        sampling=config.sampling,
+        num_workers=config.engine.num_workers,
+        limit=config.learner.max_mismatch,
+        run_seed=config.seed,
+    )
+
+
+def make_fleet(config: RunConfig, cluster: Cluster, model_path: str, *, device: str, num_gpus: float) -> ProbedFleet:
     """A fleet whose workers are actors of the cluster."""
     spec = WorkerSpec(model_path, config.engine, device, system=config.tasks.system, chat=config.tasks.chat)
 
@@ -229,12 +254,12 @@ def make_fleet(config: RunConfig, cluster: Cluster, model_path: str, *, device: 
             lost=WorkerLost,
         )
 
-    return Fleet(
+    return ProbedFleet(
         start_worker, num_workers=config.engine.num_workers, sampling=config.sampling, run_seed=config.seed, discard=discard
     )
 
 
-def learner_spec(config: RunConfig, model_path: str, *, device: str, snapshots: Path) -> LearnerSpec:
+def learner_spec(config: RunConfig, model_path: str, *, device: str, snapshots: Path, faults: Path | None = None) -> LearnerSpec:
     num_cpus = len(os.sched_getaffinity(0))
     engine_dtype = config.engine.dtype
     if engine_dtype == "auto":
@@ -247,12 +272,15 @@ def learner_spec(config: RunConfig, model_path: str, *, device: str, snapshots: 
         # Recorded text was drawn from no temperature of ours: its likelihood is the plain one.
         temperature=config.sampling.temperature if config.is_live else 1.0,
         max_tokens=config.sampling.max_tokens,
-        max_mismatch=config.learner.max_mismatch if config.max_lag == 0 else None,
+        max_mismatch=config.learner.max_mismatch if config.is_on_policy else None,
         total_steps=config.steps * config.learner.mini_batches,
         seed=config.seed,
         device=device,
         engine_dtype=engine_dtype,
         snapshot_folder=str(snapshots),
+        reference_every=config.publish_every if config.objective.reference_is_last_iterate else config.learner.reference_every,
+        reference_device="cpu" if config.learner.reference_on_cpu else None,
+        fault_folder=None if faults is None else str(faults),
         # With lag the workers sample while the learner computes; on a CPU each then needs cores of its own.
         num_threads=max(1, num_cpus - (config.engine.num_workers if config.max_lag else 0)) if device == "cpu" else None,
     )

@@ -54,7 +54,7 @@ class _Tally:
 
 
 class Collector:
-    """Groups sampled by the current policy, or by one at most `max_lag` updates older.
+    """Groups sampled by the policy published last (one update in `publish_every` is), or up to `max_lag` updates before it.
 
     A group is dropped, and counted, when it is older than that, when fewer than two of its completions could be scored (one, if it
     has only one), or when `keep` refuses it. `take` gives up with NoSignal before it has sampled more than `max_tries` times the
@@ -66,11 +66,19 @@ class Collector:
     """
 
     def __init__(
-        self, rollout: Rollout, tasks: TaskStream, *, max_lag: int = 0, max_tries: int = 8, max_unscored: float = 0.1
+        self,
+        rollout: Rollout,
+        tasks: TaskStream,
+        *,
+        max_lag: int = 0,
+        publish_every: int = 1,
+        max_tries: int = 8,
+        max_unscored: float = 0.1,
     ) -> None:
         self._rollout = rollout
         self._tasks = tasks
         self._max_lag = max_lag
+        self._max_age = max_lag + publish_every - 1
         self._max_tries = max_tries
         self._max_unscored = max_unscored
         self._in_flight: dict[int, asyncio.Task[Group]] = {}
@@ -134,7 +142,7 @@ class Collector:
         if group.is_flat and group.scored_rewards:
             tally.flat["right" if group.num_correct else "wrong"] += 1
         lag = version - group.policy_version
-        if lag > self._max_lag:
+        if lag > self._max_age:
             tally.dropped["stale"] += 1
             return False
         if len(group.scored_rewards) < min(2, len(group.completions)):

@@ -13,6 +13,7 @@ from grpo.batch import Example, make_batch
 from grpo.config import LearnerConfig, LoraConfig, ModelConfig
 from grpo.learner import Learner, LearnerSpec
 from grpo.objectives import Grpo, Objective
+from grpo.objectives.kto import labelled
 from grpo.policy import Policy
 from grpo.tiny_model import make_tiny_model
 
@@ -62,6 +63,19 @@ def random_examples(count: int, *, seed: int = 0, advantages: tuple[float, ...] 
         behavior = tuple(chance.uniform(-5.0, -2.0) for _ in token_ids)
         rows.append(Example(ids(1, 6), token_ids, behavior, advantages[i % len(advantages)]))
     return rows
+
+
+def random_rows(objective: Objective, count: int, *, seed: int = 0) -> list[Example]:
+    """Rows of the form that this objective's `credit` gives."""
+    examples = random_examples(count * objective.rows_per_unit, seed=seed)
+    if objective.learns_from == ("samples",):
+        return examples
+    recorded = [dataclasses.replace(example, behavior_logprobs=None, advantage=1.0) for example in examples]
+    if objective.name == "kto":
+        return [labelled(dataclasses.replace(row, reward=float(i % 3 != 0))) for i, row in enumerate(recorded)]
+    if objective.rows_per_unit == 2:
+        return [dataclasses.replace(row, advantage=1.0 - 2 * (i % 2)) for i, row in enumerate(recorded)]
+    return recorded
 
 
 def on_policy(policy: Policy, examples: list[Example], *, temperature: float = 1.0) -> list[Example]:

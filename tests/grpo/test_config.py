@@ -114,8 +114,81 @@ def test_an_unknown_reward_mix_is_told_with_those_there_are(tmp_path: Path):
 
 def test_recorded_demonstrations_are_for_objectives_that_learn_from_them(tmp_path: Path):
     path = write(tmp_path)
-    assert "but grpo learns from sampled groups. Leave tasks.completion out" in refused(path, "tasks.completion={answer}")
+    assert "but grpo learns from sampled groups. Leave tasks.completion out to sample" in refused(path, "tasks.completion={answer}")
     assert not load_config(path, ["tasks.completion={answer}", "objective.name=sft", "group_size=1"]).is_live
+
+
+PAIRS = ("tasks.chosen={a}", "tasks.rejected={b}")
+LABELS = ("tasks.completion={a}", "tasks.label=good")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        (
+            "dpo",
+            ("tasks.completion={a}",),
+            "the tasks give recorded demonstrations, but dpo learns from sampled groups or pairs. Leave tasks.completion out to "
+            'sample groups, or set tasks.chosen and tasks.rejected to record pairs, or set objective.name = "sft", which learns '
+            "from demonstrations.",
+        ),
+        ("dpo", LABELS, "the tasks give recorded labels, but dpo learns from sampled groups or pairs."),
+        (
+            "grpo",
+            PAIRS,
+            "the tasks give recorded pairs, but grpo learns from sampled groups. Leave tasks.chosen and tasks.rejected out",
+        ),
+        ("kto", ("tasks.completion={a}",), "but kto learns from sampled groups or pairs or labels."),
+        ("spin", (), "groups are sampled, but spin learns from samples beside a demonstration. Set tasks.completion to record"),
+        ("spin", PAIRS, "the tasks give recorded pairs, but spin learns from samples beside a demonstration."),
+    ],
+)
+def test_an_objective_whose_groups_have_the_wrong_form_is_told_what_to_set(tmp_path: Path, name, overrides, message):
+    assert message in refused(write(tmp_path), f"objective.name={name}", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "source"),
+    [
+        *((name, (), "samples") for name in ("gspo", "cispo", "rloo", "reinforce_plus_plus", "dpo", "ipo", "simpo", "orpo", "kto")),
+        *((name, PAIRS, "pairs") for name in ("dpo", "ipo", "simpo", "orpo", "kto", "sft")),
+        *((name, LABELS, "labels") for name in ("kto", "sft")),
+        ("spin", ("tasks.completion={a}",), "samples beside a demonstration"),
+        ("sft", ("tasks.completion={a}",), "demonstrations"),
+    ],
+)
+def test_objectives_and_sources_are_chosen_apart(tmp_path: Path, name, overrides, source):
+    config = load_config(write(tmp_path), [f"objective.name={name}", *overrides])
+    assert config.group_source == source
+    assert config.is_live == source.startswith("samples")
+
+
+def test_self_play_and_unpaired_labels_need_one_completion_only(tmp_path: Path):
+    load_config(write(tmp_path), ["objective.name=spin", "tasks.completion={a}", "group_size=1"])
+    load_config(write(tmp_path), ["objective.name=kto", "group_size=1"])
+    load_config(write(tmp_path), ["objective.name=reinforce_plus_plus", "group_size=1"])
+    load_config(write(tmp_path), ["objective.name=dpo", *PAIRS, "group_size=1"])
+    assert "dpo compares completions within a group" in refused(write(tmp_path), "objective.name=dpo", "group_size=1")
+
+
+def test_a_reference_is_refreshed_where_there_is_one_to_refresh(tmp_path: Path):
+    path = write(tmp_path)
+    assert "but grpo has none. Leave it out." in refused(path, "learner.reference_every=5")
+    assert "but spin moves it with every sync, which publish_every sets." in refused(
+        path, "objective.name=spin", "tasks.completion={a}", "learner.reference_every=5"
+    )
+    load_config(path, ["objective.kl_coef=0.1", "learner.reference_every=5"])
+
+
+def test_pairs_are_not_parted_into_more_mini_batches_than_there_are(tmp_path: Path):
+    overrides = ("objective.name=dpo", "groups_per_step=4", "learner.mini_batches=5")
+    assert "learner.mini_batches is 5, but a step has 4 pairs to divide." in refused(write(tmp_path), *overrides)
+
+
+def test_bounds_may_be_opened_wide(tmp_path: Path):
+    config = load_config(write(tmp_path), ["objective.sequence_bounds=[0, inf]", "objective.max_ratio=inf"])
+    assert config.objective.sequence_bounds == (0, float("inf"))  # type: ignore[union-attr]
+    assert "the ratio is 1 on policy. Give a number" in refused(write(tmp_path), "objective.sequence_bounds=[2, 3]")
 
 
 def test_a_template_that_cannot_be_meant_is_told_with_its_field(tmp_path: Path):

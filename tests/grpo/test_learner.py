@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from typing import NamedTuple
 
@@ -6,14 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_cases import make_learner, on_policy, random_examples, same_weights, weights_of
+from learner_cases import make_learner, on_policy, random_examples, random_rows, same_weights, weights_of
+from objective_cases import DEFAULTS, UNBOUNDED, WITH_KL
 from torch import Tensor
 
 from grpo.batch import Example, make_batch
 from grpo.config import LearnerConfig
-from grpo.learner import Learner, MismatchTooLarge, NotFinite, rate_factor
+from grpo.learner import Learner, MismatchTooLarge
 from grpo.metrics import UpdateTotals
-from grpo.objectives import Dapo, DrGrpo, Grpo, Sft
+from grpo.nonfinite import NotFinite
+from grpo.objectives import Dapo, Dpo, DrGrpo, Grpo, Kto, Rloo, Sft
+from grpo.optimizer import rate_factor
 from rollout.snapshot import verify
 from sandbox.errors import SystemFault, UserError
 
@@ -77,6 +81,12 @@ def assert_close(actual: Gradient, expected: Gradient, *, rel: float) -> None:
     assert (actual.flat - expected.flat).norm() <= rel * expected.flat.norm()
 
 
+# Each with its defaults, and with the bounds opened so wide that no row of random numbers is left out.
+EXACT = {objective.name: objective for objective in DEFAULTS}
+EXACT |= {f"{name} unbounded": o.model_copy(update=UNBOUNDED) for name, o in EXACT.items() if hasattr(o, "sequence_bounds")}
+EXACT |= {f"{objective.name} with kl": objective.model_copy(update=UNBOUNDED) for objective in WITH_KL}
+
+
 @pytest.fixture(scope="module")
 def exact_learners(tmp_path_factory) -> dict[str, Learner]:
     """One for each objective, on a model that computes in float64 throughout: GPT-2 has no part that insists on float32."""
@@ -87,54 +97,95 @@ def exact_learners(tmp_path_factory) -> dict[str, Learner]:
     GPT2LMHeadModel(
         GPT2Config(vocab_size=48, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2)
     ).save_pretrained(folder)
-    objectives = {"grpo": Grpo(), "grpo with kl": Grpo(kl_coef=0.1), "dapo": Dapo(), "dr_grpo": DrGrpo(), "sft": Sft()}
-    learners = {name: make_learner(str(folder), objective=objective) for name, objective in objectives.items()}
+    learners = {name: make_learner(str(folder), objective=objective) for name, objective in EXACT.items()}
     for learner in learners.values():
-        learner._policy.model.double()
-        if learner._policy._reference is not None:
-            learner._policy._reference.double()
-            learner._policy._reference.lm_head.weight.data.mul_(1.1)
+        policy = learner._policy
+        policy.model.double()
+        if policy.reference_weights is not None:
+            policy.restore_reference({name: 1.1 * weight.double() for name, weight in policy.reference_weights.items()})
     return learners
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo with kl", "dapo", "dr_grpo", "sft"])
-@settings(max_examples=25)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 9), budget=st.integers(1, 120), chance=st.randoms())
+@pytest.mark.parametrize("name", EXACT)
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 6), budget=st.integers(1, 120), chance=st.randoms())
 def test_micro_batches_and_row_order_and_padding_change_neither_loss_nor_gradient(
     exact_learners, name, seed, count, budget, chance
 ):
-    examples = random_examples(count, seed=seed)
-    one_by_one = gradient(exact_learners[name], examples, tokens_per_micro_batch=1)  # no padding at all
-    chance.shuffle(examples)
-    assert_close(gradient(exact_learners[name], examples, tokens_per_micro_batch=budget), one_by_one, rel=1e-12)
+    learner = exact_learners[name]
+    examples = learner._with_reference(random_rows(EXACT[name], count, seed=seed))
+    one_by_one = gradient(learner, examples, tokens_per_micro_batch=1)  # no padding but between the two of a pair
+    size = EXACT[name].rows_per_unit
+    units = [examples[i : i + size] for i in range(0, len(examples), size)]
+    chance.shuffle(units)
+    shuffled = [row for unit in units for row in unit]
+    assert_close(gradient(learner, shuffled, tokens_per_micro_batch=budget), one_by_one, rel=1e-12)
 
 
-def test_in_float32_micro_batches_change_them_by_rounding_only(model_path):
-    learner = make_learner(model_path)
-    examples = random_examples(9, advantages=(1.0, 0.5))
+@pytest.mark.parametrize("name", EXACT)
+def test_random_rows_do_have_a_gradient(exact_learners, name):
+    """Otherwise the property above would say little."""
+    learner = exact_learners[name]
+    assert gradient(learner, learner._with_reference(random_rows(EXACT[name], 12))).flat.norm() > 1e-3
+
+
+@pytest.mark.parametrize("objective", [Grpo(**UNBOUNDED), Dpo(), Kto()], ids=lambda objective: objective.name)
+def test_in_float32_micro_batches_change_them_by_rounding_only(model_path, objective):
+    learner = make_learner(model_path, objective=objective)
+    examples = learner._with_reference(random_rows(objective, 9))
     one_by_one = gradient(learner, examples, tokens_per_micro_batch=1)
+    assert one_by_one.flat.norm() > 1e-3
     for budget in (20, 50, 1000):
-        assert_close(gradient(learner, examples[::-1], tokens_per_micro_batch=budget), one_by_one, rel=1e-6)
+        assert_close(gradient(learner, examples, tokens_per_micro_batch=budget), one_by_one, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("name", [f"{name} unbounded" for name in ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo")])
 def test_flat_rows_are_not_computed_and_the_gradient_is_that_of_computing_them(exact_learners, name, monkeypatch):
     examples = random_examples(9, advantages=(1.0, 0.0, -0.5))
     skipping = gradient(exact_learners[name], examples)
-    monkeypatch.setattr(Learner, "_has_gradient", lambda self, example: True)
+    monkeypatch.setattr(Learner, "_has_gradient", lambda self, unit: True)
     computing = gradient(exact_learners[name], examples)
     assert (skipping.skipped, computing.skipped) == (pytest.approx(1 / 3), 0)
+    assert skipping.flat.norm() > 0
     assert_close(skipping, computing, rel=1e-12)
 
 
-def test_with_a_kl_term_flat_rows_are_computed(model_path):
-    learner = make_learner(model_path, objective=Grpo(kl_coef=0.1))
+def away_from_the_reference(learner: Learner) -> None:
     with torch.no_grad():
         for parameter in learner._policy.trainable.values():
-            parameter.mul_(1.1)  # away from the reference
-    flat = gradient(learner, random_examples(4, advantages=(0.0,)))
+            parameter.mul_(1.1)
+
+
+@pytest.mark.parametrize("objective", [Grpo(kl_coef=0.1), Grpo(kl_coef=0.1, kl_in="reward"), Rloo(kl_coef=0.1)], ids=repr)
+def test_with_a_kl_flat_rows_are_learnt_from(model_path, objective):
+    learner = make_learner(model_path, objective=objective)
+    away_from_the_reference(learner)
+    examples = learner._with_reference(sampled(learner, 4, advantages=(0.0,)))
+    assert all(example.ref_logprobs is not None for example in examples)
+    flat = gradient(learner, examples)
     assert flat.skipped == 0
     assert flat.flat.norm() > 0
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+async def test_a_kl_alone_leads_back_to_the_reference(model_path, kl_in):
+    learner = make_learner(model_path, objective=Grpo(kl_coef=1.0, kl_in=kl_in), learning_rate=3e-3)
+    away_from_the_reference(learner)
+    fixed = random_examples(24, advantages=(0.0,))
+
+    def distance() -> float:
+        return learner._scorer.log_ratios(fixed).square().mean().item()
+
+    before = distance()
+    for _ in range(6):
+        await learner.update(sampled(learner, 24, advantages=(0.0,)))
+    assert distance() < 0.7 * before
+
+
+@pytest.mark.parametrize("objective", [*DEFAULTS, *WITH_KL], ids=repr)
+def test_only_an_objective_that_asks_for_it_keeps_a_reference(model_path, objective):
+    learner = make_learner(model_path, objective=objective)
+    assert (learner._policy.reference_weights is not None) == objective.needs_reference
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
@@ -260,17 +311,66 @@ async def test_a_mismatch_is_found_behind_a_flat_mini_batch_too(model_path):
         await learner.update([flat, taught])
 
 
-@pytest.mark.parametrize("limit", [None, 0.05])
-async def test_logprobs_that_are_not_numbers_leave_the_weights_alone(model_path, limit):
-    learner = make_learner(model_path, max_mismatch=limit)
-    examples = sampled(learner)
-    poisoned = [dataclasses.replace(examples[0], behavior_logprobs=(math.nan,) * len(examples[0].token_ids)), *examples[1:]]
+def poisoned(examples: list[Example]) -> list[Example]:
+    """With one row whose engine gave no numbers."""
+    return [dataclasses.replace(examples[0], behavior_logprobs=(math.nan,) * len(examples[0].token_ids)), *examples[1:]]
+
+
+async def test_an_engine_that_gives_no_numbers_on_policy_stops_the_run_before_any_weight_moves(model_path):
+    learner = make_learner(model_path, max_mismatch=0.05)
     before = weights_of(learner)
-    with pytest.raises(NotFinite if limit is None else MismatchTooLarge):
-        await learner.update(poisoned)
+    with pytest.raises(MismatchTooLarge):
+        await learner.update(poisoned(sampled(learner)))
     assert same_weights(before, weights_of(learner))
-    await learner.update(examples)  # and nothing of it is left behind
-    assert all(torch.isfinite(tensor).all() for tensor in weights_of(learner).values())
+
+
+async def test_a_step_that_is_not_finite_is_left_out_and_counted_and_nothing_of_it_stays_behind(model_path):
+    learner, other = make_learner(model_path, learning_rate=0.01), make_learner(model_path, learning_rate=0.01)
+    examples = sampled(learner)
+    before = weights_of(learner)
+    metrics = (await learner.update(poisoned(examples))).metrics
+    assert same_weights(before, weights_of(learner))
+    assert (metrics["learner/nonfinite_steps"], metrics["learner/optimizer_steps"]) == (1, 0)
+    assert metrics["loss/value"] == 0
+    assert "policy/entropy" not in metrics, "means over a step that was left out"
+    await learner.update(examples)
+    await other.update(examples)
+    assert same_weights(weights_of(other), weights_of(learner))
+
+
+async def test_one_mini_batch_that_is_not_finite_leaves_the_others_alone(model_path):
+    learner = make_learner(model_path, mini_batches=2)
+    metrics = (await learner.update(poisoned(sampled(learner, 8)))).metrics
+    assert (metrics["learner/nonfinite_steps"], metrics["learner/optimizer_steps"]) == (1, 1)
+    assert math.isfinite(metrics["loss/value"])
+    assert math.isfinite(metrics["policy/entropy"])
+
+
+async def test_three_in_a_row_stop_the_run_with_their_rows_in_the_run_folder(model_path, tmp_path):
+    learner = make_learner(model_path, fault_folder=str(tmp_path / "faults"))
+    examples = sampled(learner)
+    bad = poisoned([dataclasses.replace(example, task_id=f"t{i}") for i, example in enumerate(examples)])
+    for rows in (bad, bad, examples, bad, bad):  # a step between them starts the count over
+        await learner.update(rows)
+    before = weights_of(learner)
+    with pytest.raises(NotFinite, match=r"update 6: .* in 3 optimizer steps in a row .* lie in .*update-000006\.jsonl"):
+        await learner.update(bad)
+    assert same_weights(before, weights_of(learner))
+    written = [json.loads(line) for line in (tmp_path / "faults" / "update-000006.jsonl").read_text().splitlines()]
+    assert [row["task_id"] for row in written] == [f"t{i}" for i in range(len(examples))]
+    assert math.isnan(written[0]["behavior_logprobs"][0])
+    assert written[1]["token_ids"] == list(examples[1].token_ids)
+
+
+async def test_a_row_longer_than_the_model_is_refused_by_name(model_path):
+    learner = make_learner(model_path)  # 64 positions
+    fits = Example((5,) * 60, (6,) * 4, (-1.0,) * 4, 1.0)
+    await learner.update([fits])
+    long = dataclasses.replace(fits, token_ids=(6,) * 5, behavior_logprobs=(-1.0,) * 5, task_id="row 7")
+    with pytest.raises(
+        UserError, match=r"task row 7: prompt and completion have 60 \+ 5 tokens, and the model has positions for 64"
+    ):
+        await learner.update([fits, long])
 
 
 @pytest.mark.parametrize(
@@ -295,6 +395,7 @@ async def test_a_step_without_anything_to_learn_moves_nothing_and_says_so(model_
         "learner/rows": len(examples),
         "learner/skipped_fraction": skipped,
         "learner/optimizer_steps": 0,
+        "learner/nonfinite_steps": 0,
     }
 
 

@@ -7,10 +7,12 @@ import pytest
 
 from grpo.config import RunConfig
 from grpo.folder import RunFolder
-from grpo.prepare import check_references, fitting, prepare_model
+from grpo.objectives import Dpo
+from grpo.prepare import check_references, fitting, judged_tasks, prepare_model
 from grpo.tiny_model import make_tiny_model
 from rollout.engine import EngineConfig
-from rollout.errors import ModelError
+from rollout.errors import ModelError, TaskError
+from rollout.fields import Recorded
 from rollout.tasks import TasksConfig, TaskSet
 from verifiers.errors import InvalidReference
 from verifiers.types import Task
@@ -36,6 +38,25 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(model: str, caplog:
 
     assert [task.prompt[0] for task in (*fit.train, *fit.held_out)] == ["a", "c"]
     assert "2 of 4 tasks are left out" in caplog.text
+
+
+def test_a_recorded_completion_longer_than_the_model_is_refused_by_name(tmp_path: Path) -> None:
+    short_model = str(make_tiny_model(tmp_path, seed=0, hidden_size=16, num_layers=1, max_length=24))  # one token per byte
+
+    def rows(completion: str, prompt: str = "p" * 10) -> TaskSet:
+        return TaskSet(tasks(prompt, "other"), tasks("c"), {prompt[:8]: (Recorded(completion, 1.0),)}, 0)
+
+    assert fitting(rows("x" * 13), config(), short_model).train  # 10 + 13 and the end of the sequence
+    with pytest.raises(TaskError, match=r"task p{8}: its prompt and recorded completion have 10 \+ 15 tokens, .* positions for 24"):
+        fitting(rows("x" * 14), config(), short_model)
+    assert len(fitting(rows("x" * 14, "p" * 30), config(), short_model).train) == 1  # left out like any prompt too long
+
+
+def test_recorded_rows_without_a_reference_are_not_judged() -> None:
+    recorded = RunConfig(tasks=TasksConfig(source="x", chosen="{a}", rejected="{b}"), objective=Dpo())
+    task_set = TaskSet(tasks("a", reference=""), tasks("b"), {}, 0)
+    assert judged_tasks(recorded, task_set) == task_set.held_out
+    assert judged_tasks(config(), task_set) == (*task_set.train, *task_set.held_out)
 
 
 def test_when_no_prompt_fits_it_says_which_and_how_to_mend_it(model: str) -> None:

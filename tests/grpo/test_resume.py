@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from grpo.checkpoint import Checkpoints
 from grpo.config import CheckpointConfig, LearnerConfig
-from grpo.objectives import Sft
+from grpo.objectives import Grpo, Sft
 from grpo.tiny_model import make_tiny_model
 from rollout.tasks import TasksConfig
 from tests.fakes import FakeLearner
@@ -26,7 +27,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def test_a_run_that_crashed_and_resumed_equals_one_that_did_not_to_the_bit(tmp_path: Path, model_path: str, is_live: bool):
     """Its fourth update never comes back: it goes on from the checkpoint of step 2, through AdamW's moments and a schedule."""
     recorded = {"tasks": TasksConfig(source="unused.jsonl", completion="{x}"), "objective": Sft()}
-    settings = config(learner=LearnerConfig(learning_rate=1e-2, warmup_steps=2, schedule="cosine"), **({} if is_live else recorded))
+    live = {"objective": Grpo(sequence_bounds=(0, math.inf))}  # the fake worker's log-probabilities are those of no policy
+    schedule = LearnerConfig(learning_rate=1e-2, warmup_steps=2, schedule="cosine")
+    settings = config(learner=schedule, **(live if is_live else recorded))
     steady = real_learner(tmp_path, settings, model_path, max_mismatch=None)
     one = await trained(make_run(tmp_path / "one", steady, settings, model_path=model_path))
 
