@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.config import SandboxConfig
-from sandbox.docker import ENVIRONMENT, MAX_STDERR, USER_ID
+from sandbox.docker import ENVIRONMENT, FORK_SERVER, MAX_STDERR, USER_ID
 from sandbox.errors import SandboxUnavailable
 
 AGENT = Path(__file__).parent / "agent"
@@ -60,14 +61,13 @@ class JailHost:
 
     def _command(self, opened: contextlib.ExitStack) -> tuple[list[str], list[int]]:
         """The words, and the descriptors they speak of, which stay open as long as `opened`."""
-        preload = ("--preload", ",".join(self._config.preload)) if self._config.preload else ()
-        options = ["-P", "-s", "-B", "-m", "sandbox.agent.fork_server", "--memory-mb", str(self._config.memory_mb), *preload]
+        options = {"preload": self._config.preload, "memory_mb": self._config.memory_mb}
         if not self._walled:
-            return [_own_interpreter(), *options, "--isolation", "none"], []
+            return [_own_interpreter(), *FORK_SERVER[1:], json.dumps(options | {"isolation": "none"})], []
         files = {opened.enter_context(path.open("rb")).fileno(): path.name for path in sorted(AGENT.glob("*.py"))}
         interpreter = jail_interpreter()
         agent = [word for number, name in files.items() for word in ("--file", str(number), f"/opt/grpo/sandbox/agent/{name}")]
-        return [*jail_options(interpreter), *agent, *READ_ONLY, interpreter, *options], list(files)
+        return [*jail_options(interpreter), *agent, *READ_ONLY, interpreter, *FORK_SERVER[1:], json.dumps(options)], list(files)
 
     async def close(self) -> None:
         """A jail ends with its wire."""

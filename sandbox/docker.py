@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # an arena per thread would use up the address space that a jail limits
 }
 
 
@@ -109,16 +111,11 @@ class DockerHost:
     def _start(self, name: str) -> tuple[str, socket.socket]:
         api = self._client.api
         gvisor = self._runtime == GVISOR_RUNTIME
-        command = [
-            *FORK_SERVER,
-            "--memory-mb",
-            str(self._config.memory_mb),
-            *(("--isolation", "user") if gvisor else ("--counters",)),
-            *(("--preload", ",".join(self._config.preload)) if self._config.preload else ()),
-        ]
+        options = {"preload": self._config.preload, "memory_mb": self._config.memory_mb}
+        options |= {"isolation": "user"} if gvisor else {"counters": True}
         container_id = api.create_container(
             self._image,
-            command,
+            [*FORK_SERVER, json.dumps(options)],
             user="0:0" if gvisor else f"{USER_ID}:{USER_ID}",
             environment=ENVIRONMENT,
             hostname="sandbox",
@@ -151,6 +148,8 @@ class DockerHost:
             security.append(f"seccomp={container_profile()}")
         host_config = api.create_host_config(
             network_mode="none",
+            dns=["127.0.0.1"],  # else the host's name servers stand in /etc/resolv.conf
+            dns_search=["."],
             read_only=True,
             cap_drop=["ALL"],
             security_opt=security,
@@ -160,7 +159,7 @@ class DockerHost:
             memswap_limit=memory,
             nano_cpus=10**9,
             pids_limit=512,
-            ulimits=[Ulimit(name="core", soft=0, hard=0), Ulimit(name="nofile", soft=1024, hard=1024)],
+            ulimits=[Ulimit(name="core", soft=1, hard=1), Ulimit(name="nofile", soft=1024, hard=1024)],
             log_config=LogConfig(type="none"),
             auto_remove=True,
             runtime=self._runtime,

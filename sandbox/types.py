@@ -43,7 +43,8 @@ class Program:
     """Untrusted Python source.
 
     Without an `entry_point` it is a script that reads stdin. With one, the source is executed and then answers questions, each a
-    call of that function (`Session.ask`). `files` are put into its folder first, by relative name.
+    call of that function (`Session.ask`). `files` are put into its folder first, by relative name. A program is process 1 of a
+    world of its own, so a signal that it sends to itself, and does not handle, does nothing.
     Raises ProgramError for a file name that is absolute or leaves the folder, or an entry point that is not a Python name.
     """
 

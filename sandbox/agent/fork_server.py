@@ -17,18 +17,20 @@ Frames, both ways: 4 bytes of length, big-endian, then JSON. One request is open
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import gc
 import importlib
+import json
 import os
 import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from sandbox.agent import job, walls
+from sandbox.agent import walls
 from sandbox.agent.streams import CHUNK, FLOOD, Capture, Frame, Gone, Stream
 from sandbox.agent.surroundings import Surroundings
 from sandbox.agent.template import NoTemplate, Template
@@ -40,11 +42,31 @@ MAX_PAUSE_S = 600.0
 NUM_CORES = os.cpu_count() or 1
 
 
+class Deaths:
+    """Readable when a child of ours has ended. A descriptor of the process itself would do, but gVisor has none."""
+
+    incoming = -1
+
+    def watch(self) -> None:
+        self.incoming, outgoing = os.pipe()
+        for descriptor in (self.incoming, outgoing):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(outgoing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def forget(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.incoming, 1000)
+
+
+DEATHS = Deaths()
+
+
 class Job:
     """One program from its order to its execution."""
 
     def __init__(self, request: Frame, stream: Stream, template: Template | NoTemplate, surroundings: Surroundings) -> None:
-        self._id, self._stream, self._surroundings = request["id"], stream, surroundings
+        self._id, self._stream, self._template, self._surroundings = request["id"], stream, template, surroundings
         limits = request["limits"]
         self._cpu_limit, self._wall_limit = limits["cpu_s"], limits["wall_s"]
         self._question_open = not request["asked"]  # a script has something to do all the time
@@ -56,23 +78,23 @@ class Job:
         self._paused_s = 0.0
         self._cpu_used = 0.0
         self._cpu_before, self._oom_before = surroundings.cpu_s(), surroundings.oom_kills()
-        self._start(request, template, limits["output_bytes"])
+        self._start(request, limits["output_bytes"])
 
-    def _start(self, request: Frame, template: Template | NoTemplate, output_bytes: int) -> None:
+    def _start(self, request: Frame, output_bytes: int) -> None:
         """Order the job. Raises WallError when the kernel refuses it."""
         program = _sealed(request["program"].encode("utf-8", "surrogatepass"))
         stdin = _sealed(request["stdin"].encode("utf-8", "surrogatepass"))
-        (out_r, out_w), (err_r, err_w), (question_r, question_w), (answer_r, answer_w), (status_r, status_w) = (
+        (out_r, out_w), (err_r, err_w), (question_r, question_w), (answer_r, answer_w), (fault_r, fault_w) = (
             os.pipe() for _ in range(5)
         )
-        theirs = [program, stdin, out_w, err_w, question_r, answer_w, status_w]
+        theirs = [program, stdin, out_w, err_w, question_r, answer_w, fault_w]
         try:
-            self._pid = template.fork_job(theirs)
+            self._pid = self._template.fork_job(theirs)
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
-        self._status, self._questions, self._answers = status_r, question_w, answer_r
-        for descriptor in (status_r, question_w, answer_r):
+        self._fault, self._questions, self._answers = fault_r, question_w, answer_r
+        for descriptor in (fault_r, question_w, answer_r):
             os.set_blocking(descriptor, False)
         self._out, self._err = Capture(out_r, output_bytes), Capture(err_r, output_bytes)
 
@@ -90,7 +112,7 @@ class Job:
         """Listen to the program, to the other end and to the clocks until the job has an ending."""
         poll = select.poll()
         streams = {stream.descriptor: stream for stream in (self._out, self._err)}
-        for descriptor in (*streams, self._status, self._stream.incoming, self._answers):
+        for descriptor in (*streams, DEATHS.incoming, self._stream.incoming, self._answers):
             poll.register(descriptor, select.POLLIN)
         self._hear()  # the first question may have come with the program
         while self._ending is None:
@@ -112,14 +134,18 @@ class Job:
                 elif descriptor == self._stream.incoming:
                     self._stream.read()
                     self._hear()
-                else:  # its first process has said how the program ended, or is gone
+                elif self._has_ended():
                     self._end("exited", "")
             self._check_clocks()
 
+    def _has_ended(self) -> bool:
+        """Whether it was the program's end, and not the template's, that woke us."""
+        DEATHS.forget()
+        return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def _patience(self) -> float:
         """Seconds until a limit can have been reached: CPU time passes at most as fast as all cores together."""
-        wall_left = self._wall_limit - self._wall_s()
-        cpu_left = self._cpu_limit - (self._surroundings.cpu_s() - self._cpu_before)
+        wall_left, cpu_left = self._wall_limit - self._wall_s(), self._cpu_limit - self._cpu_used
         return max(0.002, min(wall_left, cpu_left / NUM_CORES, WATCH_EVERY_S if self._surroundings.is_watched else 1.0))
 
     def _wall_s(self) -> float:
@@ -130,7 +156,8 @@ class Job:
     def _check_clocks(self) -> None:
         if self._paused_at is not None and time.monotonic() - self._paused_at > MAX_PAUSE_S:
             raise Gone(f"no question for {MAX_PAUSE_S:g} s")
-        self._cpu_used = max(self._cpu_used, self._surroundings.cpu_s() - self._cpu_before)
+        if self._ending is None and NUM_CORES * (time.monotonic() - self._started) > self._cpu_limit:  # else it cannot have
+            self._cpu_used = max(self._cpu_used, self._surroundings.cpu_s() - self._cpu_before)
         if self._ending is None and self._cpu_used > self._cpu_limit:
             self._end("cpu_time", f"used more than {self._cpu_limit:g} s of CPU time")
         if self._ending is None and self._surroundings.is_watched and self._surroundings.memory_is_used_up():
@@ -199,24 +226,22 @@ class Job:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         # Returns when all processes of its namespaces are gone; should it take for ever, the other end stops waiting for us.
-        _, _, self._usage = os.wait4(self._pid, 0)
+        _, self._wait_status, self._usage = os.wait4(self._pid, 0)
         return time.monotonic() - began
 
     def _execution(self) -> Frame:
         """Kill what is left of the job, read what it wrote last, and say what became of it."""
-        assert self._ending is not None
         wall_s = self._wall_s()
         kill_s = self._kill()
         for stream in (self._out, self._err):
             while stream.read() and not stream.is_flood:
                 pass
-        status = b""
-        with contextlib.suppress(BlockingIOError):
-            status = os.read(self._status, 1000)
+        fault = os.read(self._fault, 1000) if select.select([self._fault], [], [], 0)[0] else b""
         self._close()
-        if status.startswith(job.SETUP_FAILED):
-            return {"id": self._id, "fault": status[1:].decode("utf-8", "replace"), "healthy": False}
-        execution = self._ended(status) | {
+        self._template.clean()
+        if fault:
+            return {"id": self._id, "fault": fault.decode("utf-8", "replace"), "healthy": False}
+        execution = self._ended() | {
             "stdout": self._out.text,
             "stderr": self._err.text,
             "stdout_truncated": self._out.truncated,
@@ -227,12 +252,12 @@ class Job:
         }
         return {"id": self._id, "execution": execution, "healthy": kill_s < SLOW_KILL_S and self._surroundings.are_clean()}
 
-    def _ended(self, status: bytes) -> Frame:
-        """Ending, reason, exit code and signal. `status` is what the job's first process said of the program's, if it could."""
+    def _ended(self) -> Frame:
+        """Ending, reason, exit code and signal."""
         assert self._ending is not None
         ending, reason = self._ending
-        exit_code = int(status[1:]) if status[:1] == b"E" else None
-        by_signal = int(status[1:]) if status[:1] == b"S" else None
+        exit_code = os.WEXITSTATUS(self._wait_status) if os.WIFEXITED(self._wait_status) else None
+        by_signal = os.WTERMSIG(self._wait_status) if os.WIFSIGNALED(self._wait_status) else None
         if self._surroundings.cpu_is_exact:
             self._cpu_used = self._surroundings.cpu_s() - self._cpu_before
         else:
@@ -254,7 +279,7 @@ class Job:
         }
 
     def _close(self) -> None:
-        for descriptor in (self._status, self._questions, self._answers, self._out.descriptor, self._err.descriptor):
+        for descriptor in (self._fault, self._questions, self._answers, self._out.descriptor, self._err.descriptor):
             os.close(descriptor)
 
 
@@ -285,36 +310,45 @@ def serve(stream: Stream, template: Template | NoTemplate, *, surroundings: Surr
                 continue
             current.run()
         elif request["op"] == "ping":
-            stream.send({"id": request["id"], "pong": {"python": sys.version.split()[0], "healthy": surroundings.are_clean()}})
+            stream.send({"id": request["id"], "pong": {"healthy": surroundings.are_clean()}})
         # "end" for a job that has ended by itself: its execution is on its way.
 
 
+class Options(NamedTuple):
+    """What the command line says, as one JSON object.
+
+    `preload`: modules to import once. `isolation`: what stands between a program and this server. `counters`: those below
+    /sys/fs/cgroup are this slot's own. `memory_mb`: of all processes of a program, where no counters hold them. `idle_s`: without a
+    request for so long, the server ends.
+    """
+
+    preload: Sequence[str] = ()
+    isolation: str = walls.NAMESPACES
+    counters: bool = False
+    memory_mb: int = 512
+    idle_s: float = 120.0
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--preload", default="", help="modules to import once, comma-separated")
-    parser.add_argument("--idle", type=float, default=120.0, help="seconds without a request after which the server ends")
-    parser.add_argument("--isolation", choices=walls.ISOLATIONS, default=walls.NAMESPACES, help="between a program and this server")
-    parser.add_argument("--counters", action="store_true", help="the counters below /sys/fs/cgroup are this slot's own")
-    parser.add_argument("--memory-mb", type=int, default=512, help="of all processes of a program, where no counters hold them")
-    arguments = parser.parse_args()
+    options = Options(**json.loads(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    if arguments.isolation != walls.NONE:
+    if options.isolation != walls.NONE:
         walls.check_machine()
-    for name in (*USUAL, *filter(None, arguments.preload.split(","))):
+    for name in (*USUAL, *options.preload):
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         sys.exit("a preloaded module started threads, and a fork of a process with threads may hang. Leave it out of preload.")
     stream = _take_stream()
     walls.hide_from_others()
     gc.collect()
-    gc.freeze()
-    template = NoTemplate() if arguments.isolation == walls.USER else Template(arguments.isolation, is_counted=arguments.counters)
-    surroundings = Surroundings(
-        template.pid, isolation=arguments.isolation, counters=arguments.counters, memory_mb=arguments.memory_mb
-    )
+    gc.freeze()  # what is shared with the jobs stays shared
+    isolated = options.isolation == walls.NAMESPACES
+    template = Template(is_counted=options.counters) if isolated else NoTemplate(options.isolation)
+    DEATHS.watch()
+    surroundings = Surroundings(template.pid, isolation=options.isolation, counters=options.counters, memory_mb=options.memory_mb)
     with contextlib.suppress(Gone, BrokenPipeError):
-        serve(stream, template, surroundings=surroundings, idle_s=arguments.idle)
+        serve(stream, template, surroundings=surroundings, idle_s=options.idle_s)
 
 
 def _take_stream() -> Stream:
@@ -327,10 +361,10 @@ def _take_stream() -> Stream:
     return stream
 
 
-# What most programs import: paid once per slot instead of once per program.
+# What many programs import: paid once per slot instead of once per program. More would make every fork slower.
 USUAL = (
-    *("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math"),
-    *("operator", "random", "re", "statistics", "string", "typing", "dataclasses", "enum", "abc", "io", "contextlib", "traceback"),
+    *("bisect", "collections", "copy", "datetime", "functools", "heapq", "itertools", "json", "math", "random", "re", "string"),
+    "typing",
 )
 
 

@@ -1,131 +1,105 @@
-"""One program's own processes: the first of its namespaces, which waits, and the one that runs the source.
+"""The process that one program runs in: it gives up everything, takes its streams and limits, and becomes the program.
 
-Both descend from the template, which has never read a frame, so nothing of another program is in their memory. What runs here is
-untrusted from `exec` on; nothing that this file says afterwards is believed by the server.
+It descends from the template, which has never read a frame, so nothing of another program is in its memory. It is the first process
+of its namespaces: when it ends, the kernel ends all others in them. What runs here is untrusted from `exec` on.
 """
 
 from __future__ import annotations
 
 import atexit
-import gc
 import json
 import linecache
 import os
 import resource
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import types
 from typing import Any, NoReturn
 
 from sandbox.agent import calls, walls
 
-OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FOLDER = "/tmp"  # the program's own, when there are walls
 FILE_NAME = "program.py"
-STATUS = 32  # above the standard streams and what is passed; the number is free in the template
-SETUP_FAILED = b"F"  # beside E (exited) and S (signal) on the status descriptor
+OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FAULT = 32  # where setup complains, above the standard streams and what is passed; closed before the program runs
 
 
 class Descriptors:
     """What the server passes for one job, in this order."""
 
-    NAMES = ("program", "stdin", "stdout", "stderr", "questions", "answers", "status")
+    NAMES = ("program", "stdin", "stdout", "stderr", "questions", "answers", "fault")
 
     def __init__(self, numbers: list[int]) -> None:
-        self.program, self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.status = numbers
+        self.program, self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.fault = numbers
 
 
-def run_job(given: list[int], isolation: str, *, is_counted: bool) -> NoReturn:
-    """The first process of the job's namespaces. When it ends, the kernel ends all others in them.
+def reset_signals() -> None:
+    """What a program expects, once for all that are forked from here: nothing is handled, and pipes break with an exception."""
+    for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def run_job(given: list[int], isolation: str, *, is_counted: bool, folder: str = FOLDER) -> NoReturn:
+    """Become a program. What goes wrong before its first line is ours, and is said on the descriptor for faults.
 
     `is_counted`: the kernel holds all the job's memory to a limit, not only each process's.
     """
     descriptors = Descriptors(given)
     try:
         walls.show_to_others()  # else the files below /proc/self belong to root
-        if isolation != walls.USER:  # there the container ends with the server, and gVisor takes the template for the parent
+        if isolation != walls.USER:  # there the container ends with the server
             walls.die_with_parent()
         os.setsid()
-        for number in range(1, signal.NSIG):
-            if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-                signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-        settings = json.loads(_read_all(descriptors.program))
+        with open(descriptors.program, "rb") as file:
+            settings = json.loads(file.read())
         if isolation == walls.NAMESPACES:
             walls.map_user()
-            walls.private_mounts(disk_mb=settings["disk_mb"])
-        walls.hide_from_others()
-        folder = tempfile.mkdtemp() if isolation == walls.NONE else FOLDER
-        main = os.fork()
-        if main == 0:
-            _run_program(settings, descriptors, folder=folder, isolation=isolation, is_counted=is_counted)
-        for number in (descriptors.stdin, descriptors.stdout, descriptors.stderr, descriptors.questions, descriptors.answers):
-            os.close(number)
-        _give_up(isolation, is_counted)
-        _wait_for(main, descriptors.status)
-        if isolation == walls.NONE:
-            shutil.rmtree(folder, ignore_errors=True)
-    except BaseException as error:
-        _report_fault(descriptors.status, error)
-    os._exit(0)
-
-
-def _wait_for(main: int, status: int) -> None:
-    """Reap until the main process has ended, and say how."""
-    while True:
-        pid, code = os.wait()
-        if pid == main:
-            word = b"E%d" % os.WEXITSTATUS(code) if os.WIFEXITED(code) else b"S%d" % os.WTERMSIG(code)
-            os.write(status, word)
-            return
-
-
-def _run_program(settings: dict[str, Any], descriptors: Descriptors, *, folder: str, isolation: str, is_counted: bool) -> NoReturn:
-    """The process that runs the source, once nothing is left to give up."""
-    try:
-        for number, place in ((descriptors.stdin, 0), (descriptors.stdout, 1), (descriptors.stderr, 2)):
-            os.dup2(number, place)
-        questions, answers = (os.dup2(n, place) for n, place in ((descriptors.questions, 3), (descriptors.answers, 4)))
-        os.dup2(descriptors.status, STATUS, inheritable=False)
-        os.closerange(5, STATUS)
-        os.closerange(STATUS + 1, 1024)
+            walls.private_mounts(disk_mb=settings["disk_mb"], is_counted=is_counted)
+        _limit(settings, only_data=is_counted or isolation == walls.NONE, all_known=isolation != walls.USER)
+        if isolation != walls.NONE:
+            user = walls.PROGRAM_USER if isolation == walls.USER else None
+            walls.give_up_privileges(user=user, is_counted=is_counted)
+        _take_streams(descriptors)
         os.chdir(folder)
         for name, text in settings["files"].items():
             _write_file(name, bytes.fromhex(text))
-        walls.limit(
-            cpu_s=settings["cpu_s"],
-            memory_mb=settings["memory_mb"],
-            max_processes=settings["max_processes"],
-            disk_mb=settings["disk_mb"],
-            own_bytes=_own_bytes(data_only=isolation != walls.USER),
-            all_known=isolation != walls.USER,
-        )
-        _give_up(isolation, is_counted)
         walls.show_to_others()
     except BaseException as error:
-        _report_fault(STATUS, error)
+        os.write(descriptors.fault, f"{type(error).__name__}: {error}".encode()[:500])
         os._exit(1)
-    os.close(STATUS)
-    _become(settings["source"], settings["entry_point"], questions, answers)
+    os.close(FAULT)
+    _become(settings["source"], settings["entry_point"], questions=3, answers=4)
 
 
-def _give_up(isolation: str, is_counted: bool) -> None:
-    if isolation != walls.NONE:
-        user = walls.PROGRAM_USER if isolation == walls.USER else None
-        walls.give_up_privileges(user=user, memory_files=is_counted)
+def _take_streams(descriptors: Descriptors) -> None:
+    """The standard streams, questions on 3, answers on 4, and nothing else but the descriptor for faults."""
+    numbers = (descriptors.stdin, descriptors.stdout, descriptors.stderr, descriptors.questions, descriptors.answers)
+    for place, number in enumerate(numbers):
+        os.dup2(number, place)
+    descriptors.fault = os.dup2(descriptors.fault, FAULT, inheritable=False)
+    os.closerange(5, FAULT)
+    os.closerange(FAULT + 1, 1024)
 
 
-def _report_fault(status: int, error: BaseException) -> None:
-    """What goes wrong before the source runs is ours, not the program's."""
-    os.write(status, SETUP_FAILED + f"{type(error).__name__}: {error}".encode()[:500])
+def _limit(settings: dict[str, Any], *, only_data: bool, all_known: bool) -> None:
+    with open("/proc/self/statm") as file:
+        pages = file.read().split()
+    walls.limit(
+        cpu_s=settings["cpu_s"],
+        memory_mb=settings["memory_mb"],
+        max_processes=settings["max_processes"],
+        disk_mb=settings["disk_mb"],
+        own_bytes=int(pages[5 if only_data else 0]) * resource.getpagesize(),
+        only_data=only_data,
+        all_known=all_known,
+    )
 
 
-def _become(source: str, entry_point: str | None, questions: int, answers: int) -> NoReturn:
+def _become(source: str, entry_point: str | None, *, questions: int, answers: int) -> NoReturn:
     """Run the source as Python would run a file, in this interpreter."""
     if entry_point is None:
         os.close(questions)
@@ -143,7 +117,6 @@ def _become(source: str, entry_point: str | None, questions: int, answers: int) 
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(keepends=True), FILE_NAME)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
-    gc.unfreeze()
     code = 0
     try:
         exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
@@ -164,6 +137,7 @@ def _end(code: int) -> NoReturn:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
+        sys.stderr.flush()
     except SystemExit as stop:
         code = _exit_code(stop.code)
     except BaseException:
@@ -184,20 +158,9 @@ def _text(descriptor: int, mode: str, errors: str) -> Any:
     return open(descriptor, mode, encoding="utf-8", errors=errors, buffering=1 if descriptor == 2 else -1, closefd=False)
 
 
-def _read_all(descriptor: int) -> bytes:
-    with open(descriptor, "rb") as file:
-        return file.read()
-
-
 def _write_file(name: str, content: bytes) -> None:
     folder = os.path.dirname(name)
     if folder:
         os.makedirs(folder, exist_ok=True)
     with open(name, "xb") as file:
         file.write(content)
-
-
-def _own_bytes(*, data_only: bool) -> int:
-    """What RLIMIT_DATA (or RLIMIT_AS) counts of this process now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[5 if data_only else 0]) * resource.getpagesize()

@@ -10,11 +10,11 @@ _FILES = """
 read=0 write=1 open=2 close=3 stat=4 fstat=5 lstat=6 poll=7 lseek=8 ioctl=16 pread64=17 pwrite64=18 readv=19 writev=20 access=21
 pipe=22 select=23 dup=32 dup2=33 sendfile=40 fcntl=72 flock=73 fsync=74 fdatasync=75 truncate=76 ftruncate=77 getdents=78 getcwd=79
 chdir=80 fchdir=81 rename=82 mkdir=83 rmdir=84 creat=85 link=86 unlink=87 symlink=88 readlink=89 chmod=90 fchmod=91 chown=92
-fchown=93 lchown=94 umask=95 utime=132 mknod=133 statfs=137 fstatfs=138 sync=162 readahead=187 getxattr=191 lgetxattr=192
+fchown=93 lchown=94 umask=95 utime=132 mknod=133 statfs=137 fstatfs=138  readahead=187 getxattr=191 lgetxattr=192
 fgetxattr=193 listxattr=194 llistxattr=195 flistxattr=196 getdents64=217 fadvise64=221 utimes=235 openat=257 mkdirat=258 mknodat=259
 fchownat=260 futimesat=261 newfstatat=262 unlinkat=263 renameat=264 linkat=265 symlinkat=266 readlinkat=267 fchmodat=268
 faccessat=269 pselect6=270 ppoll=271 sync_file_range=277 utimensat=280 fallocate=285 dup3=292 pipe2=293 preadv=295 pwritev=296
-syncfs=306 renameat2=316 memfd_create=319 copy_file_range=326 preadv2=327 pwritev2=328 statx=332 close_range=436 openat2=437
+renameat2=316 memfd_create=319 copy_file_range=326 preadv2=327 pwritev2=328 statx=332 close_range=436 openat2=437
 faccessat2=439
 """
 _MEMORY = """
@@ -60,4 +60,5 @@ ALLOWED = _table(_FILES, _MEMORY, _PROCESSES, _SIGNALS, _TIME, _EVENTS, _SOCKETS
 # What the fork server does before a program runs: namespaces (clone with their flags), mounts, and the filter itself.
 SERVER_ONLY = ("mount", "mount_setattr", "seccomp")
 
-CLONE, CLONE3, SOCKET, SOCKETPAIR, IOCTL = 56, 435, 41, 53, 16
+# Calls whose arguments the filter looks at.
+CLONE, CLONE3, SOCKET, SOCKETPAIR, IOCTL, SETRLIMIT, PRLIMIT, MMAP = 56, 435, 41, 53, 16, 160, 302, 9

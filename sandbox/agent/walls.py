@@ -24,7 +24,7 @@ NEW_NS, NEW_CGROUP, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
 CLONE_PARENT = 0x8000
 SYS_CAPSET, SYS_SECCOMP, SYS_MOUNT_SETATTR = 126, 317, 442
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 << 12, 1 << 14, 1 << 18
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 INODES_PER_MB = 256
 
@@ -39,13 +39,13 @@ class WallError(OSError):
     """The kernel refused a wall, so no program may run."""
 
 
-def new_process(*, namespaces: bool) -> int:
-    """Like os.fork, but in `namespaces` of its own, and as a child of the caller's parent, which then waits for it. 0 in the child.
+def new_process() -> int:
+    """Like os.fork, but in namespaces of its own, and as a child of the caller's parent, which then waits for it. 0 in the child.
 
     The network namespace is the container's, which has none of the host's interfaces: new sockets but AF_UNIX are filtered, and a
     network namespace of its own would cost a program as much as all the others together.
     """
-    flags = CLONE_PARENT | signal.SIGCHLD | ((NEW_USER | NEW_PID | NEW_NS | NEW_IPC | NEW_UTS) if namespaces else 0)
+    flags = CLONE_PARENT | signal.SIGCHLD | NEW_USER | NEW_PID | NEW_NS | NEW_IPC | NEW_UTS
     pid = libc.syscall(syscalls.CLONE, flags, 0, 0, 0, 0)
     if pid < 0:
         raise _refused("clone")
@@ -62,34 +62,42 @@ def map_user() -> None:
             file.write(text)
 
 
-def private_mounts(*, disk_mb: int) -> None:
-    """Everything read-only, but an own /tmp and /dev/shm; /proc shows this namespace's processes and nothing of the machine."""
+def private_mounts(*, disk_mb: int, is_counted: bool) -> None:
+    """Everything read-only, but an own /tmp and /dev/shm; /proc shows this namespace's processes and nothing of the machine.
+
+    Unless `is_counted`, /dev/zero is empty: to map it is to have memory that is part of no process's size.
+    """
     _check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "make mounts private")
     read_only = struct.pack("4Q", MOUNT_ATTR_RDONLY, 0, 0, 0)
     _check(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, read_only, len(read_only)), "make mounts read-only")
     own = f"size={disk_mb}m,nr_inodes={INODES_PER_MB * disk_mb},mode=1777".encode()
     for place in (b"/tmp", b"/dev/shm"):
         _check(libc.mount(b"tmpfs", place, b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, own), f"mount {place.decode()}")
+    if not is_counted:
+        _check(libc.mount(b"/dev/null", b"/dev/zero", None, MS_BIND, None), "cover /dev/zero")
     locked = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
     _check(libc.mount(b"tmpfs", b"/sys", b"tmpfs", locked, b"size=4k,nr_inodes=2,mode=555"), "hide /sys")
     _check(libc.mount(b"proc", b"/proc", b"proc", locked, b"subset=pid"), "mount /proc")
 
 
-def limit(*, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own_bytes: int, all_known: bool) -> None:
+def limit(
+    *, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own_bytes: int, only_data: bool, all_known: bool
+) -> None:
     """Limits of this process and its children. `own_bytes` of data were there before the program.
 
+    `only_data`: what is shared or read from files does not count, because the container counts it.
     Those on CPU and processes stand behind the server's own clock and the container's own count. A kernel that does not know them
     all (gVisor) is excused when `all_known` is false.
     """
     mib = 1 << 20
     for name, value in {
         "CPU": int(cpu_s) + 2,
-        "DATA" if all_known else "AS": memory_mb * mib + own_bytes,
+        "DATA" if only_data else "AS": memory_mb * mib + own_bytes,
         "FSIZE": disk_mb * mib,
-        "NPROC": max_processes + 2,  # the namespace's first process and the program's own
+        "NPROC": max_processes,
         "NOFILE": 128,
         "STACK": 64 * mib,
-        "CORE": 0,
+        "CORE": 1,  # 0 would still feed a core_pattern that is a pipe; 1 feeds nothing (core(5))
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
         "SIGPENDING": 256,
@@ -105,10 +113,10 @@ def limit(*, cpu_s: float, memory_mb: int, max_processes: int, disk_mb: int, own
                 raise
 
 
-def give_up_privileges(*, user: int | None = None, memory_files: bool = True) -> None:
+def give_up_privileges(*, user: int | None = None, is_counted: bool = True) -> None:
     """No capability now or after any exec, and from here on only the allowed system calls. Becomes `user` on the way, if given.
 
-    `memory_files` may be had only where the kernel holds all memory to a limit: they are part of no process's size.
+    `is_counted`: the kernel holds all the job's memory to a limit, not only each process's.
     """
     libc.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)  # there are none; gVisor does not know the call
     capability = 0
@@ -122,7 +130,7 @@ def give_up_privileges(*, user: int | None = None, memory_files: bool = True) ->
         os.setresuid(user, user, user)
     _check(libc.syscall(SYS_CAPSET, struct.pack("Ii", 0x20080522, 0), bytes(24)), "drop capabilities")
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
-    system_calls = _FILTER if memory_files else _FILTER_WITHOUT_MEMORY_FILES
+    system_calls = _FILTER if is_counted else _FILTER_IN_JAILS
     _check(libc.syscall(SYS_SECCOMP, 1, 0, ctypes.byref(system_calls)), "load the system call filter")
 
 
@@ -139,52 +147,66 @@ def die_with_parent() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def filter_program(*, without: tuple[str, ...] = ()) -> bytes:
+ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
+LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+NUMBER, ARCHITECTURE = 0, 4  # offsets in what a filter looks at; the arguments' follow
+
+AF_UNIX = 1
+# A terminal's size, bytes to read, close-on-exec, blocking: nothing that a driver would act upon.
+HARMLESS_IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+MAP_SHARED_ANONYMOUS = 0x21
+
+
+def filter_program(*, is_counted: bool = True) -> bytes:
     """The filter as classic BPF: an allowed call returns at its own line, everything else falls through to EPERM.
 
     A program of another architecture (32-bit calls) is killed; x32 and clone3 do not exist (ENOSYS: glibc then uses clone, whose
-    flags can be read).
+    flags can be read). Unless `is_counted`, memory that is part of no process's size cannot be had: files in memory, and shared
+    pages without a file, which stay when a process gives up its view of them.
     """
-    load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
-    number, architecture, argument_0, argument_1 = 0, 4, 16, 24
     lines: list[bytes] = []
 
     def add(code: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
         lines.append(struct.pack("HBBI", code, if_true, if_false, value))
 
-    add(load, architecture)
-    add(equal, 0xC000003E, 1, 0)  # AUDIT_ARCH_X86_64
-    add(ret, kill)
-    add(load, number)
-    add(at_least, 0x40000000, 0, 1)
-    add(ret, refuse | errno.ENOSYS)
-    add(equal, syscalls.CLONE3, 0, 1)
-    add(ret, refuse | errno.ENOSYS)
+    def look_at(
+        call: int, argument: int, tests: list[tuple[int, int]], *, then: int, otherwise: int, mask: int | None = None
+    ) -> None:
+        """For one call: `then` if any test (instruction, value) on the argument's low half holds, else `otherwise`."""
+        load = [(LOAD, 16 + 8 * argument), *([(AND, mask)] if mask is not None else [])]
+        add(EQUAL, call, 0, len(load) + len(tests) + 2)
+        for code, value in load:
+            add(code, value)
+        for left, (code, value) in enumerate(tests):
+            add(code, value, len(tests) - left, 0)
+        add(RETURN, otherwise)
+        add(RETURN, then)
 
-    add(equal, syscalls.CLONE, 0, 3)
-    add(load, argument_0)
-    add(any_bit, NEW_NS | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PID | NEW_NET, 1, 0)
-    add(ret, allow)
+    refused = REFUSE | errno.EPERM
+    add(LOAD, ARCHITECTURE)
+    add(EQUAL, 0xC000003E, 1, 0)  # AUDIT_ARCH_X86_64
+    add(RETURN, KILL)
+    add(LOAD, NUMBER)
+    add(AT_LEAST, 0x40000000, 0, 1)
+    add(RETURN, REFUSE | errno.ENOSYS)
+    add(EQUAL, syscalls.CLONE3, 0, 1)
+    add(RETURN, REFUSE | errno.ENOSYS)
+    namespaces = NEW_NS | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PID | NEW_NET
+    look_at(syscalls.CLONE, 0, [(ANY_BIT, namespaces)], then=refused, otherwise=ALLOW)
     for call in (syscalls.SOCKET, syscalls.SOCKETPAIR):
-        add(load, number)
-        add(equal, call, 0, 4)
-        add(load, argument_0)
-        add(equal, 1, 0, 1)  # AF_UNIX
-        add(ret, allow)
-        add(ret, refuse | errno.EACCES)
-    add(load, number)
-    add(equal, syscalls.IOCTL, 0, 5)
-    add(load, argument_1)
-    add(equal, 0x5412, 2, 0)  # TIOCSTI
-    add(equal, 0x541C, 1, 0)  # TIOCLINUX
-    add(ret, allow)
-    add(ret, refuse | errno.EPERM)
-    looked_at = {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL}
-    for call in sorted(number for name, number in syscalls.ALLOWED.items() if number not in looked_at and name not in without):
-        add(equal, call, 0, 1)
-        add(ret, allow)
-    add(ret, refuse | errno.EPERM)
+        look_at(call, 0, [(EQUAL, AF_UNIX)], then=ALLOW, otherwise=REFUSE | errno.EACCES)
+    look_at(syscalls.IOCTL, 1, [(EQUAL, request) for request in HARMLESS_IOCTLS], then=ALLOW, otherwise=refused)
+    look_at(syscalls.SETRLIMIT, 0, [(EQUAL, resource.RLIMIT_CORE)], then=refused, otherwise=ALLOW)
+    look_at(syscalls.PRLIMIT, 1, [(EQUAL, resource.RLIMIT_CORE)], then=refused, otherwise=ALLOW)
+    left_out = set() if is_counted else {syscalls.ALLOWED["memfd_create"]}
+    if not is_counted:
+        bits = MAP_SHARED_ANONYMOUS
+        look_at(syscalls.MMAP, 3, [(EQUAL, bits)], then=refused, otherwise=ALLOW, mask=bits)
+    looked_at = {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL, syscalls.SETRLIMIT, syscalls.PRLIMIT}
+    for call in sorted(set(syscalls.ALLOWED.values()) - looked_at - left_out):
+        add(EQUAL, call, 0, 1)
+        add(RETURN, ALLOW)
+    add(RETURN, refused)
     return b"".join(lines)
 
 
@@ -200,7 +222,7 @@ def _loadable(program: bytes) -> _Filter:
 
 
 _FILTER = _loadable(filter_program())
-_FILTER_WITHOUT_MEMORY_FILES = _loadable(filter_program(without=("memfd_create",)))
+_FILTER_IN_JAILS = _loadable(filter_program(is_counted=False))
 
 
 def check_machine() -> None:

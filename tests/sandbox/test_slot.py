@@ -48,6 +48,7 @@ async def test_a_script_reads_stdin_and_prints(slot):
         ("print(", 1, "  File \"program.py\", line 1\n    print(\n         ^\nSyntaxError: '(' was never closed\n"),
         ("x = '\0'", 1, None),
         ("x = '\ud800'", 1, None),
+        ("import sys; sys.stderr.write('no newline')", 0, "no newline"),
         ("import atexit; atexit.register(print, 'bye')", 0, ""),
     ],
 )
