@@ -14,9 +14,9 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_json
@@ -24,7 +24,12 @@ from pydantic_core import PydanticSerializationError, to_json
 from sandbox.protocol import Sandbox
 from verifiers.errors import VerifierError
 from verifiers.options import did_you_mean, explain
-from verifiers.types import Score, Task
+from verifiers.plugin_verifier import PluginRule, PluginVerifier
+from verifiers.protocol import Rule, ScoresNow, StatesReference, Verifier
+
+__all__ = [
+    "Entry", "Rule", "ScoresNow", "StatesReference", "Verifier", "entries", "find", "load_plugins", "rule", "verifier",
+]  # fmt: skip
 
 ENTRY_POINT_GROUP = "grpo.verifiers"
 BUILT_IN = (
@@ -35,69 +40,10 @@ BUILT_IN = (
     "verifiers.unit_tests",
 )
 
-RuleFunction = Callable[..., Score]
+RULE_DEADLINE_S, VERIFIER_DEADLINE_S = 5.0, 300.0
+
 Made = TypeVar("Made", bound=Callable[..., Any])
 MadeClass = TypeVar("MadeClass", bound=type)
-
-
-class Verifier(Protocol):
-    """A verifier that needs a process, a sandbox or a network.
-
-    Its constructor's keyword-only parameters are its options. Two names are not options, the service fills them in: `workers: int`,
-    how many processes the verifier may keep, and `sandbox: Sandbox`, which it shares with others and does not close.
-    """
-
-    def prepare(self, reference: Any) -> object:
-        """Parse a task's reference, when tasks are loaded. Raises InvalidReference. What it returns is not used."""
-
-    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
-        """Judge one completion. `num_tokens` is its length, None when unknown. Raising is an infrastructure fault."""
-        ...
-
-    async def close(self) -> None:
-        """Give back processes and connections."""
-
-
-@runtime_checkable
-class StatesReference(Protocol):
-    """What a verifier that judges answers may also do, so that references can be checked before training."""
-
-    def example(self, reference: Any) -> str | None:
-        """A completion that states the reference, and should get full marks; None when the reference holds none.
-
-        Called with references that `prepare` accepts.
-        """
-        ...
-
-
-class ScoresNow(Protocol):
-    """What a verifier may also do when most of its scores need neither waiting nor more than microseconds."""
-
-    def score_now(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score | None:
-        """As `score`, without waiting; None where `score` must be asked."""
-        ...
-
-
-class Rule:
-    """A registered function and its options, as a Verifier. It runs where the service runs, so it should take microseconds."""
-
-    def __init__(self, function: RuleFunction, options: Mapping[str, Any], *, wants_num_tokens: bool) -> None:
-        self._function = function
-        self._options = dict(options)
-        self._wants_num_tokens = wants_num_tokens
-
-    def prepare(self, reference: Any) -> None:
-        """A rule takes any reference."""
-
-    def score_now(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
-        extra = {"num_tokens": num_tokens} if self._wants_num_tokens else {}
-        return self._function(task, text, **self._options, **extra)
-
-    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
-        return self.score_now(task, text, num_tokens=num_tokens)
-
-    async def close(self) -> None:
-        """A rule holds nothing."""
 
 
 class Provided(NamedTuple):
@@ -112,7 +58,11 @@ PROVIDED = Provided()
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered verifier: where it comes from and which options it takes."""
+    """One registered verifier: where it comes from, which options it takes, and how it is kept.
+
+    What a plugin registers runs `apart`, in worker processes, unless it says that it need not; `plugin` is how a process loads it,
+    None for what was registered in this process by other means. One score may take `deadline_s` there.
+    """
 
     name: str
     origin: str
@@ -120,6 +70,9 @@ class Entry:
     target: Callable[..., Any]
     options: type[BaseModel]
     provided: tuple[str, ...]
+    plugin: str | None = None
+    apart: bool = True
+    deadline_s: float = RULE_DEADLINE_S
 
     def validated(self, options: Mapping[str, Any], where: str = "") -> BaseModel:
         """The options, checked and completed by defaults. `where` is the dotted path at which they stand in the config."""
@@ -131,9 +84,23 @@ class Entry:
         except PydanticSerializationError as error:
             raise VerifierError(f"{where or self.name}: options must be plain data: {error}.") from None
 
+    @property
+    def runs_apart(self) -> bool:
+        """Whether it runs in worker processes. One that needs the service's sandbox cannot."""
+        return self.plugin is not None and self.apart and "sandbox" not in self.provided
+
     def build(self, options: Mapping[str, Any], *, workers: int = 2, sandbox: Sandbox | None = None, where: str = "") -> Verifier:
         """The verifier with these options. Programs run in `sandbox`; a verifier that runs none does without."""
         checked = self.validated(options, where)
+        if not self.runs_apart:
+            return self.build_here(checked, workers=workers, sandbox=sandbox)
+        assert self.plugin is not None
+        kind = PluginVerifier if isinstance(self.target, type) else PluginRule
+        plain = checked.model_dump(mode="json")
+        return kind(self.plugin, self.name, plain, workers=workers, deadline_s=self.deadline_s)
+
+    def build_here(self, checked: BaseModel, *, workers: int = 2, sandbox: Sandbox | None = None) -> Verifier:
+        """The verifier itself, in this process. Its options are those that `validated` gave."""
         given = {name: getattr(checked, name) for name in self.options.model_fields}
         if isinstance(self.target, type):
             made: Any = self.target
@@ -146,10 +113,11 @@ _entries: dict[str, Entry] = {}
 _discovered = False
 
 
-def rule(name: str) -> Callable[[Made], Made]:
+def rule(name: str, *, deadline_s: float = RULE_DEADLINE_S) -> Callable[[Made], Made]:
     """Register a function `(task, text, *, option=default, ...) -> Score` under a name.
 
-    The keyword-only parameter `num_tokens: int | None` is not an option: the service passes the completion's length.
+    The keyword-only parameter `num_tokens: int | None` is not an option: the service passes the completion's length. A plugin's
+    rule runs in a worker process, and is stopped after `deadline_s`.
     """
 
     def register(function: Made) -> Made:
@@ -157,14 +125,18 @@ def rule(name: str) -> Callable[[Made], Made]:
         if len(positional) != 2:
             signature = inspect.signature(function)
             raise VerifierError(f"{_origin(function)}: a rule takes (task, text) and keyword-only options, not {signature}.")
-        _register(name, function, PROVIDED.rule)
+        _register(name, function, PROVIDED.rule, deadline_s=deadline_s)
         return function
 
     return register
 
 
-def verifier(name: str) -> Callable[[MadeClass], MadeClass]:
-    """Register a class with the methods of Verifier under a name. Its constructor's keyword-only parameters are its options."""
+def verifier(name: str, *, apart: bool = True, deadline_s: float = VERIFIER_DEADLINE_S) -> Callable[[MadeClass], MadeClass]:
+    """Register a class with the methods of Verifier under a name. Its constructor's keyword-only parameters are its options.
+
+    A plugin's verifier runs in worker processes, one score at a time in each, and is stopped after `deadline_s`. With `apart` false
+    it runs where the service runs, which suits one that mostly waits for a network, and must then never block.
+    """
 
     def register(cls: MadeClass) -> MadeClass:
         missing = [method for method in ("prepare", "score", "close") if not callable(getattr(cls, method, None))]
@@ -172,7 +144,7 @@ def verifier(name: str) -> Callable[[MadeClass], MadeClass]:
             raise VerifierError(
                 f"{_origin(cls)}: a verifier is a class with prepare, score and close; it lacks {', '.join(missing)}."
             )
-        _register(name, cls, PROVIDED.verifier)
+        _register(name, cls, PROVIDED.verifier, apart=apart, deadline_s=deadline_s)
         return cls
 
     return register
@@ -203,6 +175,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
 
 def _load(plugin: str) -> None:
     path_text, _, wanted = plugin.partition(":") if ".py" in plugin else (plugin, "", "")
+    known = dict(_entries)
     try:
         module = _import_file(Path(path_text)) if path_text.endswith(".py") else importlib.import_module(plugin)
     except VerifierError:
@@ -210,6 +183,10 @@ def _load(plugin: str) -> None:
     except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {error}"
         raise VerifierError(f"plugin {plugin} could not be imported: {cause}. Mend it, or drop it.") from error
+    again = str(Path(path_text).expanduser().resolve()) if path_text.endswith(".py") else plugin
+    for name, entry in _entries.items():
+        if known.get(name) is not entry or entry.target.__module__ == module.__name__:
+            _entries[name] = replace(entry, plugin=again)
     offered = [entry.name for entry in _entries.values() if entry.target.__module__ == module.__name__]
     functions = [entry.name for entry in _entries.values() if entry.target is getattr(module, wanted, None)]
     if wanted and wanted not in offered and not functions:
@@ -253,7 +230,7 @@ def _discover() -> None:
         raise
 
 
-def _register(name: str, target: Callable[..., Any], provided: tuple[str, ...]) -> None:
+def _register(name: str, target: Callable[..., Any], provided: tuple[str, ...], *, apart: bool = True, deadline_s: float) -> None:
     origin = _origin(target)
     known = _entries.get(name)
     if known is not None and known.origin != origin:
@@ -269,6 +246,8 @@ def _register(name: str, target: Callable[..., Any], provided: tuple[str, ...]) 
         target=target,
         options=options_model(name, target, provided),
         provided=tuple(p for p in provided if p in parameters),
+        apart=apart,
+        deadline_s=deadline_s,
     )
 
 

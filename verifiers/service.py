@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ from verifiers.types import Outcome, Score, Task, Verdict, infra
 logger = logging.getLogger(__name__)
 
 MAX_TIMINGS = 100_000
+MAX_AT_ONCE = 20_000  # characters, after which others get their turn on the event loop
 TURNS_PER_SLOT = 4
 
 
@@ -55,7 +55,7 @@ class VerifierService:
 
     `mixes` are added to the built-in ones; a mix of the same name takes the built-in's place. `workers` is how many processes each
     verifier that needs any may keep. All verifiers that run programs share one sandbox, which starts with the first program.
-    `deadline_s` bounds one score, after which the completion is unscored; a score that needs the sandbox waits for its turn first.
+    `deadline_s` bounds one score, after which the completion is unscored; one that needs processes waits for its turn first.
     Raises VerifierError for an unknown verifier, an option it does not take, or a plugin that cannot be loaded.
     """
 
@@ -74,14 +74,14 @@ class VerifierService:
         is_config = isinstance(sandbox, SandboxConfig)
         self._sandbox = open_sandbox(sandbox) if is_config else sandbox
         num_slots = (sandbox.slots if is_config else None) or len(os.sched_getaffinity(0))
-        self._turns = asyncio.Semaphore(TURNS_PER_SLOT * num_slots)
-        self._takes_turns: set[int] = set()
+        self._sandbox_turns = asyncio.Semaphore(TURNS_PER_SLOT * num_slots)
+        self._turns: dict[int, asyncio.Semaphore] = {}
         self._built: dict[tuple[str, bytes], Verifier] = {}
         self._verifiers = {
             mix_name: {name: self._verifier(mix_name, name, workers) for name in mix} for mix_name, mix in self.mixes.items()
         }
         self._outcomes: Counter[tuple[str, Outcome]] = Counter()
-        self._seconds: dict[str, deque[float]] = {}
+        self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MAX_TIMINGS))
 
     async def prepare(self, tasks: Iterable[Task]) -> None:
         """Check that each task's mix exists and that each verifier of it understands the reference. Raises with the task's id."""
@@ -96,9 +96,20 @@ class VerifierService:
         """As `verify`, for texts whose tokens are not at hand. Equal texts are judged once."""
         mix, verifiers = self._mix(task), self._verifiers[task.rewards]
         distinct = Counter(texts)
-        jobs = [self._score(name, verifiers[name], task, text) for text in distinct for name in mix]
-        scores = iter(await _gathered(jobs))
-        verdicts = {text: combine(mix, {name: next(scores) for name in mix}) for text in distinct}
+        scores: dict[tuple[Text, str], Score] = {}
+        waiting: dict[tuple[Text, str], Coroutine[Any, Any, Score]] = {}
+        for text in distinct:
+            for name in mix:
+                score = self._at_once(name, verifiers[name], task, text)
+                if isinstance(score, Score):
+                    scores[text, name] = score
+                else:
+                    waiting[text, name] = self._score(name, verifiers[name], task, text, score)
+            if len(text.text) > MAX_AT_ONCE and not waiting:
+                await asyncio.sleep(0)
+        if waiting:
+            scores.update(zip(waiting, await _gathered(list(waiting.values())), strict=True))
+        verdicts = {text: combine(mix, {name: scores[text, name] for name in mix}) for text in distinct}
         for text, times in distinct.items():
             self._outcomes.update({(score.verifier, score.outcome): times for score in verdicts[text].scores})
         return tuple(verdicts[text] for text in texts)
@@ -106,7 +117,8 @@ class VerifierService:
     def metrics(self) -> dict[str, float]:
         """Outcomes and seconds of each component since the last call, e.g. `verify/math_correct`, `verify/math_p99_s`.
 
-        An outcome is counted once for each completion, seconds once for each distinct text.
+        An outcome is counted once for each completion, seconds once for each distinct text. What the processes and the cache of a
+        verifier did stands under its name: `verify/math_asked`, `verify/math_killed`, `verify/math_known`.
         """
         metrics: dict[str, float] = {f"verify/{name}_{outcome.value}": n for (name, outcome), n in sorted(self._outcomes.items())}
         for name, seconds in sorted(self._seconds.items()):
@@ -116,6 +128,10 @@ class VerifierService:
             metrics[f"verify/{name}_p99_s"] = ordered[(len(ordered) - 1) * 99 // 100]
         self._outcomes.clear()
         self._seconds.clear()
+        for (verifier_name, _), built in self._built.items():
+            for counter, count in getattr(built, "counters", dict)().items():
+                if count:
+                    metrics[f"verify/{verifier_name}_{counter}"] = metrics.get(f"verify/{verifier_name}_{counter}", 0) + count
         return metrics | self._sandbox.metrics()
 
     def verifiers_of(self, mix_name: str) -> Mapping[str, Verifier]:
@@ -124,7 +140,7 @@ class VerifierService:
 
     async def probe_sandbox(self, mix_name: str) -> None:
         """Run an empty program, if a verifier of this mix runs any. Raises SandboxUnavailable, which says what to do."""
-        if any(id(verifier) in self._takes_turns for verifier in self._verifiers[mix_name].values()):
+        if any(self._turns.get(id(verifier)) is self._sandbox_turns for verifier in self._verifiers[mix_name].values()):
             await self._sandbox.run(Program(""))
 
     async def close(self) -> None:
@@ -151,7 +167,9 @@ class VerifierService:
             built = entry.build(component.options, workers=workers, sandbox=self._sandbox, where=f"{where}.options")
             self._built[key] = built
             if "sandbox" in entry.provided:
-                self._takes_turns.add(id(built))
+                self._turns[id(built)] = self._sandbox_turns
+            elif "workers" in entry.provided or entry.runs_apart:
+                self._turns[id(built)] = asyncio.Semaphore(TURNS_PER_SLOT * workers)
         return self._built[key]
 
     def _mix(self, task: Task) -> RewardMix:
@@ -168,16 +186,29 @@ class VerifierService:
                 except InvalidReference as error:
                     raise InvalidReference(f"task {task.id}: {name}: {error}") from None
 
-    async def _score(self, name: str, verifier: Verifier, task: Task, text: Text) -> Score:
-        """One component's score with its name and seconds. The boundary where a verifier's failure becomes `infra`."""
-        # Programs queue for the sandbox here, where no clock is running yet.
-        async with self._turns if id(verifier) in self._takes_turns else contextlib.nullcontext():
-            return await self._score_now(name, verifier, task, text)
+    def _at_once(self, name: str, verifier: Verifier, task: Task, text: Text) -> Score | int:
+        """The score where the verifier gives it without waiting; otherwise the number of the attempt to go on with."""
+        score_now = getattr(verifier, "score_now", None)
+        if score_now is None:
+            return 1
+        started = time.perf_counter()
+        try:
+            score = score_now(task, text.text, num_tokens=text.num_tokens)
+            return 1 if score is None else self._finished(name, _checked(score), started)
+        except (Exception, SystemExit):
+            logger.warning("verifier %s failed on task %s (attempt 1 of 2)", name, task.id, exc_info=True)
+            return 2
 
-    async def _score_now(self, name: str, verifier: Verifier, task: Task, text: Text) -> Score:
+    async def _score(self, name: str, verifier: Verifier, task: Task, text: Text, first_attempt: int) -> Score:
+        """One component's score with its name and seconds. The boundary where a verifier's failure becomes `infra`."""
+        # Checks queue for the sandbox, or for a pool of processes, here, where no clock is running yet.
+        async with self._turns.get(id(verifier)) or contextlib.nullcontext():
+            return await self._in_turn(name, verifier, task, text, first_attempt)
+
+    async def _in_turn(self, name: str, verifier: Verifier, task: Task, text: Text, first_attempt: int) -> Score:
         started = time.perf_counter()
         score = infra("not judged")
-        for attempt in (1, 2):
+        for attempt in range(first_attempt, 3):
             try:
                 async with asyncio.timeout(self._deadline_s):
                     score = _checked(await verifier.score(task, text.text, num_tokens=text.num_tokens))
@@ -187,9 +218,13 @@ class VerifierService:
                 fault = f"no answer within {self._deadline_s:g} s" if late else f"{type(error).__name__}: {error}"
                 logger.warning("verifier %s failed on task %s (attempt %d of 2)", name, task.id, attempt, exc_info=True)
                 score = infra(f"verifier {name} failed: {fault}"[:1000])
+        return self._finished(name, score, started)
+
+    def _finished(self, name: str, score: Score, started: float) -> Score:
+        """A score with its component's name and the time that it took."""
         seconds = time.perf_counter() - started
-        self._seconds.setdefault(name, deque(maxlen=MAX_TIMINGS)).append(seconds)
-        return dataclasses.replace(score, verifier=name, seconds=seconds)
+        self._seconds[name].append(seconds)
+        return Score(score.outcome, score.value, score.reason, score.extracted, name, seconds)
 
 
 def _checked(score: Score) -> Score:

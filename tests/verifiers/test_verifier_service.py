@@ -140,7 +140,7 @@ async def test_cancelling_a_verification_is_no_fault():
     verifying.cancel()
     with pytest.raises(asyncio.CancelledError):
         await verifying
-    assert made.metrics() == {}
+    assert set(made.metrics()) <= {"verify/math_asked", "verify/math_killed"}  # no outcome and no time is counted
     await made.close()
 
 
