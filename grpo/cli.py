@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sandbox.cli import add_sandbox
+from sandbox.cli import LEVELS, add_sandbox
 from sandbox.errors import SystemFault, UserError
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
@@ -98,6 +98,9 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--plugin", action="append", default=[], metavar="X", help="a plugin: dotted module, FILE.py or FILE.py:name"
     )
     verify.add_argument("--workers", type=int, default=2, metavar="N", help="processes for verifiers that need any (default: 2)")
+    verify.add_argument(
+        "--level", choices=LEVELS, help="where programs run: `grpo sandbox doctor` names what there is (default: warm)"
+    )
     verify.set_defaults(command=_verify)
 
 
@@ -159,6 +162,8 @@ def _verify(args: argparse.Namespace) -> int:
 
         config = load_config(args.config)
         mixes, plugins, sandbox = config.mixes, (*config.plugins, *plugins), config.sandbox
+    if args.level is not None:
+        sandbox = sandbox.model_copy(update={"level": args.level})
     summary = verify_file(args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers, sandbox=sandbox)
     mean = "" if summary.mean_reward is None else f", mean reward {summary.mean_reward:.3f}"
     faults = "".join(f"; {count} without a reward: {cause}" for cause, count in summary.faults.most_common())

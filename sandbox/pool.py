@@ -80,8 +80,8 @@ async def _host(config: SandboxConfig) -> Host:
 class Pool:
     """A Sandbox of `num_slots` places. At a place stands a slot, or none yet; a free place is taken by one caller at a time.
 
-    Callers get places in the order in which they came. While no slot can be had, they wait, until the outage has lasted
-    `patience_s`; from then on each fails after one try, until a try succeeds.
+    Callers get places in the order in which they came. What worked before and does not now is waited for, until the outage has
+    lasted `patience_s`; from then on, and where nothing ever worked, each caller fails after one try, until a try succeeds.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Pool:
         self._free = list(range(num_slots))
         self._places = asyncio.Semaphore(num_slots)
         self._host_lock = asyncio.Lock()
+        self._has_worked = False
         self._down_since: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper: asyncio.Task[Any] | None = None
@@ -198,7 +199,7 @@ class Pool:
         try:
             await self._standing(place)
         except SandboxUnavailable as error:
-            logger.warning("a %s slot could not be replaced yet: %s", self._name, error)
+            logger.info("a %s slot could not be replaced yet: %s", self._name, error)
         finally:
             self._free.append(place)
             self._places.release()
@@ -216,13 +217,16 @@ class Pool:
         while True:
             try:
                 slot = self._slots[place] = await self._start(place)
-                self._down_since = None
+                self._has_worked, self._down_since = True, None
                 return slot
             except SandboxUnavailable as error:
-                self._down_since = self._down_since or time.monotonic()
+                if not self._has_worked:
+                    raise
+                if self._down_since is None:
+                    self._down_since = time.monotonic()
+                    logger.warning("no %s slot for now; trying for %g s: %s", self._name, self._patience_s, error)
                 if time.monotonic() - self._down_since + delay_s > self._patience_s:
                     raise
-                logger.warning("no %s slot yet, trying again: %s", self._name, error)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, 5.0)
 

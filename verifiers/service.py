@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic_core import to_json
 
 from sandbox.config import SandboxConfig
+from sandbox.errors import SystemFault
 from sandbox.pool import open_sandbox
 from sandbox.protocol import Sandbox
 from sandbox.types import Program
@@ -80,6 +81,7 @@ class VerifierService:
         self._verifiers = {
             mix_name: {name: self._verifier(mix_name, name, workers) for name in mix} for mix_name, mix in self.mixes.items()
         }
+        self._told: set[str] = set()
         self._outcomes: Counter[tuple[str, Outcome]] = Counter()
         self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MAX_TIMINGS))
 
@@ -195,9 +197,17 @@ class VerifierService:
         try:
             score = score_now(task, text.text, num_tokens=text.num_tokens)
             return 1 if score is None else self._finished(name, _checked(score), started)
-        except (Exception, SystemExit):
-            logger.warning("verifier %s failed on task %s (attempt 1 of 2)", name, task.id, exc_info=True)
+        except (Exception, SystemExit) as error:
+            self._tell(name, task, 1, error)
             return 2
+
+    def _tell(self, name: str, task: Task, attempt: int, error: BaseException) -> None:
+        """Log a verifier's failure: with its traceback, or, if it is a machine's fault that says what to do, once."""
+        if not isinstance(error, SystemFault):
+            logger.warning("verifier %s failed on task %s (attempt %d of 2)", name, task.id, attempt, exc_info=True)
+        elif str(error) not in self._told:
+            self._told.add(str(error))
+            logger.warning("verifier %s: %s", name, error)
 
     async def _score(self, name: str, verifier: Verifier, task: Task, text: Text, first_attempt: int) -> Score:
         """One component's score with its name and seconds. The boundary where a verifier's failure becomes `infra`."""
@@ -216,7 +226,7 @@ class VerifierService:
             except (Exception, SystemExit) as error:
                 late = isinstance(error, TimeoutError)
                 fault = f"no answer within {self._deadline_s:g} s" if late else f"{type(error).__name__}: {error}"
-                logger.warning("verifier %s failed on task %s (attempt %d of 2)", name, task.id, attempt, exc_info=True)
+                self._tell(name, task, attempt, error)
                 score = infra(f"verifier {name} failed: {fault}"[:1000])
         return self._finished(name, score, started)
 
