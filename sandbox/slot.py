@@ -6,6 +6,7 @@ Where the server lives (a container, a jail) is the business of a Wire; docker.p
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import secrets
@@ -92,7 +93,9 @@ class Slot:
         self._num_jobs += 1
         if not reply["healthy"]:
             self._suspect = "the fork server found something left behind"
-        return Execution(**reply["execution"] | {"ending": Ending(reply["execution"]["ending"])})
+        said = reply["execution"]
+        output = {name: base64.b64decode(said[name]).decode("utf-8", "replace") for name in ("stdout", "stderr")}
+        return Execution(**said | output | {"ending": Ending(said["ending"])})
 
     async def _exchange(self, request: dict[str, Any], wanted: str, timeout_s: float) -> dict[str, Any]:
         """Send a request under a new id and wait for its reply."""

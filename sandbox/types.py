@@ -29,7 +29,7 @@ class Limits(BaseModel):
         default=256, ge=16, le=1 << 20, description="Memory of each process, in MiB; all together have the slot's."
     )
     max_processes: int = Field(default=32, ge=1, le=4096, description="Processes and threads at one time.")
-    output_kb: int = Field(default=64, ge=1, le=16384, description="What is kept of each of stdout and stderr, in KiB.")
+    output_kb: int = Field(default=64, ge=1, le=4096, description="What is kept of each of stdout and stderr, in KiB.")
     disk_mb: int = Field(default=16, ge=1, le=4096, description="Size of its /tmp, and of its /dev/shm, in MiB of memory.")
 
     @property

@@ -12,7 +12,7 @@ Frames, both ways: 4 bytes of length, big-endian, then JSON. One request is open
     -> {"id", "op": "ping"}                       <- {"id", "pong": {...}}
     <- {"id", "fault": TEXT}                      the job could not be run: ours, not the program's
 
-`program` is handed on unread. A job ends with `execution`, asked for or not.
+`program` is handed on unread; output comes in base64. A job ends with `execution`, asked for or not.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ class Job:
         if fault:
             return {"id": self._id, "fault": fault.decode("utf-8", "replace"), "healthy": False}
         execution = self._ended() | {
-            "stdout": self._out.text,
-            "stderr": self._err.text,
+            "stdout": self._out.base64,
+            "stderr": self._err.base64,
             "stdout_truncated": self._out.truncated,
             "stderr_truncated": self._err.truncated,
             "wall_s": wall_s,

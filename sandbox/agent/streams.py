@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -89,6 +90,11 @@ class Capture:
     @property
     def text(self) -> str:
         return self.kept.decode("utf-8", "replace")
+
+    @property
+    def base64(self) -> str:
+        """For a frame: JSON's escapes would need up to six times the room."""
+        return base64.b64encode(self.kept).decode()
 
     @property
     def truncated(self) -> bool:

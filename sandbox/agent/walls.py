@@ -148,13 +148,13 @@ def die_with_parent() -> None:
 
 
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
-LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+LOAD, JUMP, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 NUMBER, ARCHITECTURE = 0, 4  # offsets in what a filter looks at; the arguments' follow
 
 AF_UNIX = 1
 # A terminal's size, bytes to read, close-on-exec, blocking: nothing that a driver would act upon.
 HARMLESS_IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-MAP_SHARED_ANONYMOUS = 0x21
+MAP_SHARED_ANONYMOUS, MAP_HUGETLB, MFD_HUGETLB = 0x21, 0x40000, 0x4
 
 
 def filter_program(*, is_counted: bool = True) -> bytes:
@@ -170,16 +170,18 @@ def filter_program(*, is_counted: bool = True) -> bytes:
         lines.append(struct.pack("HBBI", code, if_true, if_false, value))
 
     def look_at(
-        call: int, argument: int, tests: list[tuple[int, int]], *, then: int, otherwise: int, mask: int | None = None
+        call: int, argument: int, tests: list[tuple[int, int]], *, then: int, otherwise: int | None, mask: int | None = None
     ) -> None:
-        """For one call: `then` if any test (instruction, value) on the argument's low half holds, else `otherwise`."""
+        """For one call: `then` if any test (instruction, value) on the argument's low half holds, else `otherwise`, or go on."""
         load = [(LOAD, 16 + 8 * argument), *([(AND, mask)] if mask is not None else [])]
-        add(EQUAL, call, 0, len(load) + len(tests) + 2)
+        end = [(LOAD, NUMBER), (JUMP, 1)] if otherwise is None else [(RETURN, otherwise)]
+        add(EQUAL, call, 0, len(load) + len(tests) + len(end) + 1)
         for code, value in load:
             add(code, value)
         for left, (code, value) in enumerate(tests):
-            add(code, value, len(tests) - left, 0)
-        add(RETURN, otherwise)
+            add(code, value, len(tests) - 1 - left + len(end), 0)
+        for code, value in end:
+            add(code, value)
         add(RETURN, then)
 
     refused = REFUSE | errno.EPERM
@@ -198,12 +200,14 @@ def filter_program(*, is_counted: bool = True) -> bytes:
     look_at(syscalls.IOCTL, 1, [(EQUAL, request) for request in HARMLESS_IOCTLS], then=ALLOW, otherwise=refused)
     look_at(syscalls.SETRLIMIT, 0, [(EQUAL, resource.RLIMIT_CORE)], then=refused, otherwise=ALLOW)
     look_at(syscalls.PRLIMIT, 1, [(EQUAL, resource.RLIMIT_CORE)], then=refused, otherwise=ALLOW)
-    left_out = set() if is_counted else {syscalls.ALLOWED["memfd_create"]}
+    # Huge pages are in no limit of the container's: another controller holds them.
+    look_at(syscalls.MMAP, 3, [(ANY_BIT, MAP_HUGETLB)], then=refused, otherwise=None)
     if not is_counted:
         bits = MAP_SHARED_ANONYMOUS
-        look_at(syscalls.MMAP, 3, [(EQUAL, bits)], then=refused, otherwise=ALLOW, mask=bits)
+        look_at(syscalls.MMAP, 3, [(EQUAL, bits)], then=refused, otherwise=None, mask=bits)
+    look_at(syscalls.MEMFD_CREATE, 1, [(ANY_BIT, MFD_HUGETLB)], then=refused, otherwise=ALLOW if is_counted else refused)
     looked_at = {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL, syscalls.SETRLIMIT, syscalls.PRLIMIT}
-    for call in sorted(set(syscalls.ALLOWED.values()) - looked_at - left_out):
+    for call in sorted(set(syscalls.ALLOWED.values()) - looked_at - {syscalls.MEMFD_CREATE}):
         add(EQUAL, call, 0, 1)
         add(RETURN, ALLOW)
     add(RETURN, refused)

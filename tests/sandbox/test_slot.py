@@ -82,6 +82,12 @@ async def test_a_flood_is_cut_off(slot):
     assert (execution.ending, len(execution.stdout)) == (Ending.OUTPUT, 1024)
 
 
+async def test_as_much_as_is_ever_kept_fits_into_a_reply(slot):
+    source = "import os\nfor fd in (1, 2):\n    left = 4 << 20\n    while left: left -= os.write(fd, b'\\0' * min(left, 65536))"
+    execution = await slot.run(Program(source), stdin="", limits=Limits(output_kb=4096))
+    assert (execution.ending, execution.stdout, len(execution.stderr)) == (Ending.EXITED, "\0" * (4 << 20), 4 << 20)
+
+
 async def test_bytes_that_are_no_text_are_replaced(slot):
     execution = await slot.run(Program("import os; os.write(1, bytes([0, 255, 65]))"), stdin="", limits=SHORT)
     assert execution.stdout == "\0\ufffdA"

@@ -30,6 +30,8 @@ def decide(program: bytes, call: int, *arguments: int, architecture: int = X86_6
         at += 1
         if code == 0x20:
             (accumulator,) = struct.unpack_from("=I", words, value)
+        elif code == 0x05:
+            at += value
         elif code == 0x54:
             accumulator &= value
         elif code == 0x06:
@@ -136,10 +138,17 @@ def test_memory_that_no_process_has_cannot_be_had_where_nobody_counts_it():
     assert decide(jail, syscalls.MMAP, 0, 0, 0, 0x8000 | shared) == refused(errno.EPERM)
 
 
+@pytest.mark.parametrize("program", [PROGRAM, walls.filter_program(is_counted=False)])
+def test_huge_pages_cannot_be_had(program):
+    assert decide(program, syscalls.MMAP, 0, 0, 0, 0x40022) == refused(errno.EPERM)
+    assert decide(program, syscalls.MEMFD_CREATE, 0, 4) == refused(errno.EPERM)
+    assert decide(program, syscalls.MMAP, 0, 0, 0, 0x22) == ALLOW
+
+
 def test_the_containers_profile_adds_only_what_the_server_needs():
     profile = json.loads(container_profile())
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
     allowed = {name for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
-    assert allowed - set(syscalls.ALLOWED) == {"mount", "mount_setattr", "seccomp"}
+    assert allowed - set(syscalls.ALLOWED) == {"mount", "mount_setattr", "seccomp", "sendmsg"}
     (sockets,) = (rule for rule in profile["syscalls"] if "socket" in rule["names"])
     assert sockets["args"] == [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]
