@@ -171,6 +171,9 @@ class JailWire:
     def last_words(self) -> str:
         return self._stderr.decode("utf-8", "replace")
 
+    async def ran_out_of_memory(self) -> bool:
+        return False  # a jail is looked after by its server
+
     async def _listen(self) -> None:
         assert self._process.stderr is not None
         while data := await self._process.stderr.read(MAX_STDERR):

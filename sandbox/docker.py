@@ -21,6 +21,7 @@ from sandbox.ownership import LABEL_CREATED, LABEL_OWNER, Owner
 from sandbox.seccomp import container_profile
 
 API_TIMEOUT_S = 30
+WAIT_S = 5
 USER_ID = 20000  # nobody on the host; no file in the image is its own
 MAX_STDERR = 8192
 CALLS_PER_CONNECTION = 32
@@ -161,7 +162,7 @@ class DockerHost:
             pids_limit=512,
             ulimits=[Ulimit(name="core", soft=1, hard=1), Ulimit(name="nofile", soft=1024, hard=1024)],
             log_config=LogConfig(type="none"),
-            auto_remove=True,
+            auto_remove=self._runtime != GVISOR_RUNTIME,  # there we look at what ended it first
             runtime=self._runtime,
             **more,
         )
@@ -230,6 +231,18 @@ class ContainerWire:
 
     def last_words(self) -> str:
         return self._stderr.decode("utf-8", "replace")
+
+    async def ran_out_of_memory(self) -> bool:
+        return await asyncio.to_thread(self._ran_out_of_memory)
+
+    def _ran_out_of_memory(self) -> bool:
+        import docker.errors
+        import requests
+
+        with contextlib.suppress(docker.errors.DockerException, requests.RequestException, OSError):
+            self._api.wait(self.container_id, timeout=WAIT_S)
+            return self._api.inspect_container(self.container_id)["State"]["OOMKilled"]
+        return False
 
     def _remove(self) -> None:
         import docker.errors

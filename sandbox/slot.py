@@ -23,6 +23,12 @@ GRACE_S = 10.0
 START_S = 60.0
 
 
+OUT_OF_MEMORY = {
+    "execution": {"ending": "memory", "reason": "the slot's memory was used up", "stdout": "", "stderr": ""},
+    "healthy": False,
+}
+
+
 class Wire(Protocol):
     """A byte stream to a fork server, and the means to end it."""
 
@@ -42,6 +48,10 @@ class Wire(Protocol):
 
     def last_words(self) -> str:
         """The end of what the server wrote to its stderr."""
+        ...
+
+    async def ran_out_of_memory(self) -> bool:
+        """Whether the kernel ended all of it, server and program, because its memory was used up."""
         ...
 
 
@@ -123,7 +133,11 @@ class Slot:
         except TimeoutError:
             raise self._lost(f"it did not answer within {timeout_s:g} s") from None
         except (EOFError, OSError) as error:
-            raise self._lost(f"it is gone ({error or type(error).__name__})") from None
+            lost = self._lost(f"it is gone ({error or type(error).__name__})")
+            # A container that held one program only was used up by that program, whoever the kernel chose to end.
+            if "execution" in wanted and self._max_jobs == 1 and await self._wire.ran_out_of_memory():
+                return OUT_OF_MEMORY
+            raise lost from None
         except ValueError as error:
             raise self._lost(f"its reply is no JSON ({error})") from None
         except asyncio.CancelledError:

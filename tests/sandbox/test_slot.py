@@ -232,6 +232,9 @@ class ScriptedWire:
     def last_words(self) -> str:
         return "Killed"
 
+    async def ran_out_of_memory(self) -> bool:
+        return True
+
 
 @pytest.mark.parametrize(
     ("reply", "sentence"),
@@ -253,6 +256,17 @@ async def test_a_closed_stream_is_a_lost_sandbox_with_its_last_words():
     slot = Slot(ScriptedWire(), max_jobs=9, max_age_s=9)
     with pytest.raises(SandboxLost, match=r"it is gone \(closed\); its last words: Killed"):
         await slot.run(Program(""), stdin="", limits=SHORT)
+
+
+async def test_a_container_for_one_program_that_ran_out_of_memory_is_that_programs_doing():
+    alone, shared = (Slot(ScriptedWire(), max_jobs=number, max_age_s=9) for number in (1, 2))
+    execution = await alone.run(Program(""), stdin="", limits=SHORT)
+    assert (execution.ending, execution.reason) == (Ending.MEMORY, "the slot's memory was used up")
+    assert alone.is_spent
+    with pytest.raises(SandboxLost):
+        await shared.run(Program(""), stdin="", limits=SHORT)
+    with pytest.raises(SandboxLost):
+        await Slot(ScriptedWire(), max_jobs=1, max_age_s=9).ping()
 
 
 async def test_every_request_has_an_id_that_cannot_be_guessed():
