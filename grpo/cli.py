@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sandbox.cli import LEVELS, add_sandbox
 from sandbox.errors import SystemFault, UserError
+from verifiers.cli import add_verifiers
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
@@ -46,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_check(commands)
     _add_verify(commands)
+    add_verifiers(commands)
     add_sandbox(commands)
     return parser
 

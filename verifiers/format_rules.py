@@ -76,6 +76,10 @@ class Format:
         """What the workers have done since the last call."""
         return self._pool.counters()
 
+    def pids(self) -> list[int]:
+        """Its worker processes that live."""
+        return self._pool.pids()
+
     async def close(self) -> None:
         await self._pool.close()
 

@@ -134,6 +134,10 @@ class MathAnswer:
         """What the workers and the cache of verdicts have done since the last call."""
         return self._pool.counters() | self._known.counters()
 
+    def pids(self) -> list[int]:
+        """Its worker processes that live."""
+        return self._pool.pids()
+
     async def close(self) -> None:
         await self._pool.close()
 

@@ -1,0 +1,281 @@
+"""The conformance kit: what every verifier must keep to, tried on one.
+
+Reference answers get full marks and mutants of them do not; whatever a completion holds, a score comes back in time; the same text
+gets the same score, alone and among others, here and in another process; what cannot be judged is infra and never a zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import random
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from sandbox.protocol import Sandbox
+from verifiers.audit_samples import Sample, samples_of
+from verifiers.errors import InvalidReference, VerifierError
+from verifiers.hostile_texts import few_hostile_texts
+from verifiers.plugin_verifier import PluginRule, PluginVerifier
+from verifiers.protocol import StatesReference, Verifier
+from verifiers.registry import Entry, find
+from verifiers.types import Outcome, Score, Task
+
+DEADLINE_S = 20.0
+MAX_SHOWN = 3
+T = TypeVar("T")
+KILL_EVERY_S = 0.02
+
+
+class Finding(NamedTuple):
+    """What one check found. `passed` is None where the check does not apply to this verifier, and `detail` says why."""
+
+    check: str
+    passed: bool | None
+    detail: str
+
+
+class Subject(NamedTuple):
+    """One sample and the verifier that was built for it."""
+
+    entry: Entry
+    sample: Sample
+    verifier: Verifier
+    sandbox: Sandbox | None = None
+
+    @property
+    def task(self) -> Task:
+        return Task("audit", "", self.sample.reference, "audit")
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """Completions that deserve full marks; what the verifier itself writes from the reference is one."""
+        stated = self.verifier.example(self.sample.reference) if isinstance(self.verifier, StatesReference) else None
+        return (*self.sample.right, *([stated] if stated is not None else []))
+
+    async def score(self, text: str, verifier: Verifier | None = None) -> Score:
+        scoring = (verifier or self.verifier).score(self.task, text, num_tokens=self.sample.num_tokens)
+        return await asyncio.wait_for(scoring, DEADLINE_S)
+
+
+Check = Callable[[Sequence[Subject]], Awaitable[Finding]]
+
+
+def audit(name: str, *, samples: Sequence[Sample] = (), sandbox: Sandbox | None = None) -> list[Finding]:
+    """Try every check on the verifier `name`, with its own samples and those given. Raises VerifierError for an unknown name."""
+    return asyncio.run(_audit(find(name), (*samples_of(name), *samples), sandbox))
+
+
+async def _audit(entry: Entry, samples: Sequence[Sample], sandbox: Sandbox | None) -> list[Finding]:
+    if "sandbox" in entry.provided and sandbox is None:
+        return [Finding("builds", None, "it needs a sandbox, and none was given")]
+    subjects: list[Subject] = []
+    try:
+        for each in samples or (Sample(None, {}, (), ()),):
+            verifier = entry.build(each.options, workers=1, sandbox=sandbox)
+            subjects.append(Subject(entry, each, verifier, sandbox))
+            await asyncio.to_thread(verifier.prepare, each.reference)
+        findings = [Finding("builds", True, f"{len(samples)} samples" if samples else "no samples: nothing says what is right")]
+        return findings + [await _tried(check, subjects) for check in CHECKS]
+    except (VerifierError, InvalidReference) as error:
+        return [Finding("builds", False, f"{error} Give a sample whose options and reference it takes.")]
+    finally:
+        for subject in subjects:
+            await subject.verifier.close()
+
+
+async def _tried(check: Check, subjects: Sequence[Subject]) -> Finding:
+    try:
+        return await check(subjects)
+    except Exception as error:  # whatever the verifier raises is what the check was to find
+        return Finding(check.__name__.replace("_", " "), False, f"it raised {type(error).__name__}: {error}"[:300])
+
+
+async def right_answers_get_full_marks(subjects: Sequence[Subject]) -> Finding:
+    texts = [(subject, text) async for subject, text in _each(subjects, lambda subject: subject.right)]
+    bad = [f"{text[:80]!r}: {told(score)}" for s, text in texts if (score := await s.score(text)).outcome is not Outcome.CORRECT]
+    return _verdict("right answers get full marks", len(texts), bad)
+
+
+async def wrong_answers_do_not(subjects: Sequence[Subject]) -> Finding:
+    texts = [(subject, text) async for subject, text in _each(subjects, lambda subject: subject.sample.wrong)]
+    bad = [f"{text[:80]!r}: {told(score)}" for s, text in texts if (score := await s.score(text)).value in (None, 1.0)]
+    return _verdict("wrong answers and hacks do not", len(texts), bad)
+
+
+async def mutants_of_the_reference_do_not(subjects: Sequence[Subject]) -> Finding:
+    bad, count = [], 0
+    async for subject, right in _each(subjects, lambda subject: [subject.right]):
+        for mutant in mutants(subject.sample.reference):
+            text = await _stated(subject, mutant)
+            if text is not None and text not in right:
+                count += 1
+                score = await subject.score(text)
+                bad += [f"{text[:80]!r}: {told(score)}"] if score.value in (None, 1.0) else []
+    return _verdict("mutants of the reference do not", count, bad)
+
+
+async def any_text_gets_a_score_in_time(subjects: Sequence[Subject]) -> Finding:
+    bad, count = [], 0
+    for subject in subjects[:: max(1, len(subjects) // 3)]:
+        for name, text in few_hostile_texts(2):
+            count += 1
+            started = time.perf_counter()
+            try:
+                score = await subject.score(text)
+                late = time.perf_counter() - started > DEADLINE_S
+                bad += [f"{name}: {told(score)}"] if late or not isinstance(score, Score) or score.outcome is Outcome.INFRA else []
+            except Exception as error:
+                bad.append(f"{name}: it raised {type(error).__name__}: {error}"[:200])
+    return _verdict("any text gets a score in time", count, bad)
+
+
+async def the_same_text_gets_the_same_score(subjects: Sequence[Subject]) -> Finding:
+    bad, count = [], 0
+    async for subject, texts in _each(subjects, lambda subject: [(*subject.right, *subject.sample.wrong[:20])]):
+        alone = [await subject.score(text) for text in texts]
+        order = random.Random(0).sample(range(len(texts)), len(texts))
+        async with _fresh(subject) as fresh:
+            together = await asyncio.gather(*(subject.score(texts[i], fresh) for i in order))
+        again = dict(zip(order, together, strict=True))
+        count += len(texts)
+        bad += [repr(text[:80]) for i, text in enumerate(texts) if not _same(alone[i], again[i], await subject.score(text))]
+    return _verdict("the same text gets the same score, in any order", count, bad)
+
+
+async def another_process_says_the_same(subjects: Sequence[Subject]) -> Finding:
+    check = "another process says the same"
+    entry = subjects[0].entry
+    module = entry.plugin or entry.target.__module__
+    if "sandbox" in entry.provided or (entry.plugin is None and not module.startswith("verifiers.")):
+        return Finding(check, None, "it cannot be built there")
+    bad, count = [], 0
+    async for subject, texts in _each(subjects[:2], lambda subject: [(*subject.right, *subject.sample.wrong[:5])]):
+        kind = PluginVerifier if isinstance(entry.target, type) else PluginRule
+        options = json.loads(entry.validated(subject.sample.options).model_dump_json())
+        there = kind(module, entry.name, options, workers=1, deadline_s=DEADLINE_S)
+        try:
+            for text in texts:
+                count += 1
+                bad += [] if _same(await subject.score(text), await subject.score(text, there)) else [repr(text[:80])]
+        finally:
+            await there.close()
+    return _verdict(check, count, bad)
+
+
+async def scores_survive_pickling(subjects: Sequence[Subject]) -> Finding:
+    bad, count = [], 0
+    async for subject, text in _each(subjects, lambda subject: (*subject.right, *subject.sample.wrong[:5], "")):
+        score = await subject.score(text)
+        count += 1
+        bad += [] if pickle.loads(pickle.dumps(score)) == score else [told(score)]
+    return _verdict("scores survive pickling", count, bad)
+
+
+async def a_killed_worker_is_never_a_zero(subjects: Sequence[Subject]) -> Finding:
+    check = "a killed worker is never a zero"
+    bad, killed = [], 0
+    async for subject, text in _each(subjects, lambda subject: subject.right[:3]):
+        async with _fresh(subject) as verifier:
+            pids = getattr(verifier, "pids", list)
+            scoring = asyncio.create_task(_scored_or_raised(subject, text, verifier))
+            while not scoring.done():
+                killed += _kill(pids())
+                await asyncio.sleep(KILL_EVERY_S)
+            score = await scoring
+        bad += [f"{text[:80]!r}: {told(score)}"] if score is not None and score.value not in (None, 1.0) else []
+    return _verdict(check, killed, bad) if killed else Finding(check, None, "its right answers need no worker")
+
+
+CHECKS: tuple[Check, ...] = (
+    right_answers_get_full_marks,
+    wrong_answers_do_not,
+    mutants_of_the_reference_do_not,
+    any_text_gets_a_score_in_time,
+    the_same_text_gets_the_same_score,
+    another_process_says_the_same,
+    scores_survive_pickling,
+    a_killed_worker_is_never_a_zero,
+)
+
+
+def mutants(reference: Any) -> Iterator[str]:
+    """References that differ from one: each digit changed, one more digit, another sign. None of what is no text or number."""
+    if isinstance(reference, bool) or not isinstance(reference, (str, int, float)):
+        return
+    text = str(reference)
+    for match in list(re.finditer(r"\d", text))[:8]:
+        yield f"{text[: match.start()]}{(int(match[0]) + 1) % 10}{text[match.end() :]}"
+    if text.isdigit():
+        yield from (f"{text}7", f"-{text}", f"{text}.5", f"{text}0")
+
+
+def told(score: Score) -> str:
+    return f"{score.outcome.value}, {score.reason}"[:200]
+
+
+def _same(*scores: Score) -> bool:
+    """Whether scores agree in all but the time they took."""
+    return len({(score.outcome, score.value, score.extracted) for score in scores}) == 1
+
+
+def _verdict(check: str, count: int, bad: Sequence[str]) -> Finding:
+    if not count:
+        return Finding(check, None, "no sample to try it on")
+    if not bad:
+        return Finding(check, True, f"{count} tried")
+    more = f" and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
+    return Finding(check, False, f"{len(bad)} of {count}: {'; '.join(bad[:MAX_SHOWN])}{more}")
+
+
+@asynccontextmanager
+async def _fresh(subject: Subject) -> AsyncIterator[Verifier]:
+    """The same verifier made anew, which remembers nothing."""
+    verifier = subject.entry.build(subject.sample.options, workers=1, sandbox=subject.sandbox)
+    try:
+        yield verifier
+    finally:
+        await verifier.close()
+
+
+async def _each(subjects: Sequence[Subject], texts: Callable[[Subject], Sequence[T]]) -> AsyncIterator[tuple[Subject, T]]:
+    for subject in subjects:
+        # A verifier of a plugin waits for its worker when it writes an example.
+        for text in await asyncio.to_thread(texts, subject):
+            yield subject, text
+
+
+async def _stated(subject: Subject, reference: str) -> str | None:
+    """A completion that states another reference; None where the verifier writes none, or refuses that reference."""
+    if not isinstance(subject.verifier, StatesReference):
+        return None
+    try:
+        await asyncio.to_thread(subject.verifier.prepare, reference)
+        return await asyncio.to_thread(subject.verifier.example, reference)
+    except InvalidReference:
+        return None
+
+
+async def _scored_or_raised(subject: Subject, text: str, verifier: Verifier) -> Score | None:
+    """None for an exception: the service makes infra of it."""
+    try:
+        return await subject.score(text, verifier)
+    except Exception:
+        return None
+
+
+def _kill(pids: Sequence[int]) -> int:
+    killed = 0
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+        except ProcessLookupError:
+            continue
+    return killed

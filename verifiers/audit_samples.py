@@ -1,0 +1,93 @@
+"""What each verifier should say: references, completions that deserve full marks, and completions that do not.
+
+Those of the built-in verifiers stand here. A plugin adds its own with `sample`, beside its rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from verifiers.math_hacks import math_hacks
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One reference under one set of options. `num_tokens` is the length that each completion is given."""
+
+    reference: Any
+    options: Mapping[str, Any]
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+    num_tokens: int | None = None
+
+
+_samples: dict[str, list[Sample]] = {}
+
+
+def sample(
+    name: str,
+    *,
+    reference: Any = None,
+    options: Mapping[str, Any] | None = None,
+    right: Iterable[str] = (),
+    wrong: Iterable[str] = (),
+    num_tokens: int | None = None,
+) -> None:
+    """Say what the verifier `name` should make of some completions. The same sample twice is one."""
+    added = Sample(reference, dict(options or {}), tuple(right), tuple(wrong), num_tokens)
+    known = _samples.setdefault(name, [])
+    if added not in known:
+        known.append(added)
+
+
+def samples_of(name: str) -> tuple[Sample, ...]:
+    """The samples of a verifier, in the order they were added."""
+    return tuple(_samples.get(name, ()))
+
+
+for _number in (2, 42, 1000):
+    sample("math", reference=str(_number), right=[rf"<think>well</think> It is $\boxed{{{_number}}}$."], wrong=math_hacks(_number))
+sample("math", reference="#### 72", right=[r"\boxed{72}", r"\boxed{72.0}"], wrong=[r"\boxed{73}", "72"])
+sample(
+    "math",
+    reference=r"\frac{\sqrt{3}}{3}",
+    right=[r"\boxed{\frac{1}{\sqrt{3}}}"],
+    wrong=[r"\boxed{\frac{1}{3}}", r"\boxed{0.57735}"],
+)
+sample(
+    "math", reference=r"\{1, 2\}", right=[r"\boxed{\{2, 1\}}"], wrong=[r"\boxed{(1, 2)}", r"\boxed{\{1\}}", r"\boxed{\{1, 2, 3\}}"]
+)
+sample("math", reference="[0, 1)", right=[r"\boxed{0 \leq x < 1}"], wrong=[r"\boxed{(0, 1)}", r"\boxed{[0, 1]}"])
+sample("math", reference="42", options={"lenient": True}, right=["so it is 42"], wrong=["so it is 41", "42 or 43"])
+
+sample(
+    "format",
+    options={"preset": "think_answer"},
+    right=["<think>a</think><answer>b</answer>"],
+    wrong=[
+        "<answer>b</answer>",
+        "<think>a</think>b",
+        "<think><think>a</think><answer>b</answer>",
+        "x<think>a</think><answer>b</answer>",
+    ],
+)
+sample(
+    "format", options={"preset": "think_boxed"}, right=[r"<think>a</think> \boxed{1}"], wrong=[r"\boxed{1}", r"<think>a</think>1"]
+)
+sample(
+    "format", options={"preset": "boxed"}, right=[r"It is \boxed{1}."], wrong=[r"\boxed{1} or \boxed{2}", r"\boxed{1} more", "1"]
+)
+sample("format", options={"pattern": "[a-c]+"}, right=["abc"], wrong=["abcd", "xabc", "abc\n\n"])
+sample("tags", options={"names": ["plan"]}, right=["<plan>a</plan>"], wrong=["<plan></plan>", "<plan>a", "</plan>a<plan>"])
+sample("length", options={"max_tokens": 10, "buffer_tokens": 4}, right=["any"], num_tokens=6)
+sample("length", options={"max_tokens": 10, "buffer_tokens": 4}, wrong=["any"], num_tokens=8)
+sample("count", options={"unit": "words", "at_most": 2}, right=["two words", "<think>a b c</think>d"], wrong=["now three words"])
+sample("repetition", options={"num_words": 2}, right=["no word stands here twice"], wrong=["so it is so it is so it is"])
+sample(
+    "instructions",
+    reference={"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]},
+    right=['"well then"'],
+    wrong=['"well, then"', "well then", ""],
+)

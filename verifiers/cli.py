@@ -1,0 +1,109 @@
+"""`grpo verifiers`, `grpo verifiers new` and `grpo audit`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandbox.errors import SystemFault, UserError
+
+if TYPE_CHECKING:
+    from sandbox.protocol import Sandbox
+    from verifiers.audit import Finding
+
+FAULT = 1
+
+
+def add_verifiers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `verifiers` and `audit` to the command line."""
+    _add_list(commands)
+    _add_audit(commands)
+
+
+def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verifiers = commands.add_parser(
+        "verifiers",
+        help="list the verifiers and their options, or begin a new one",
+        description="List every verifier: where it comes from, what it judges, and its options. With names, only those. "
+        "`grpo verifiers new NAME` writes NAME.py, a rule to change, and test_NAME.py, which passes.",
+    )
+    verifiers.add_argument("names", nargs="*", metavar="NAME", help="verifiers to list; or: new NAME")
+    verifiers.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where `new` writes (default: here)")
+    _add_plugin(verifiers)
+    verifiers.set_defaults(command=_verifiers)
+
+
+def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    audit = commands.add_parser(
+        "audit",
+        help="try whether a verifier can be trusted",
+        description="Run the conformance kit: right answers get full marks and hacks do not, any text gets a score in time, the "
+        "same text gets the same score here and in another process, and a killed worker is never a zero. Without names: all "
+        "verifiers. Exit code 1 when a check failed.",
+    )
+    audit.add_argument("names", nargs="*", metavar="NAME", help="verifiers to audit (default: all)")
+    audit.add_argument(
+        "--sandbox", action="store_true", help="also those that run programs; needs the sandbox (grpo sandbox doctor)"
+    )
+    _add_plugin(audit)
+    audit.set_defaults(command=_audit)
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="X", help="a plugin: dotted module, FILE.py or FILE.py:name"
+    )
+
+
+def _verifiers(args: argparse.Namespace) -> int:
+    from verifiers.listing import described
+    from verifiers.registry import entries, find, load_plugins
+    from verifiers.scaffold import write_scaffold
+
+    load_plugins(args.plugin)
+    if args.names[:1] == ["new"]:
+        if len(args.names) != 2:
+            raise UserError("grpo verifiers new takes one name, such as few_words.")
+        files = write_scaffold(args.names[1], args.folder)
+        print(f"{files.rule} holds the rule, {files.test} its test.")
+        print(f"Next: pytest {files.test}; grpo audit {args.names[1]} --plugin {files.rule}")
+        return 0
+    for entry in [find(name) for name in args.names] or entries():
+        print("\n".join(described(entry)), end="\n\n")
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from verifiers.audit import audit
+    from verifiers.registry import entries, find, load_plugins
+
+    load_plugins(args.plugin)
+    names = [find(name).name for name in args.names] or [entry.name for entry in entries()]
+    sandbox = _sandbox() if args.sandbox else None
+    num_failed = 0
+    for name in names:
+        try:
+            findings = audit(name, sandbox=sandbox)
+        except SystemFault as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return FAULT
+        print("\n".join(report(name, findings)), flush=True)
+        num_failed += any(finding.passed is False for finding in findings)
+    print(f"{len(names)} audited, {num_failed} failed")
+    return FAULT if num_failed else 0
+
+
+def report(name: str, findings: Sequence[Finding]) -> list[str]:
+    """The findings on one verifier as lines."""
+    marks = {True: "ok", False: "FAILED", None: "-"}
+    return [name, *(f"  {marks[finding.passed]:7} {finding.check}: {finding.detail}" for finding in findings)]
+
+
+def _sandbox() -> Sandbox:
+    from sandbox.config import SandboxConfig
+    from sandbox.pool import open_sandbox
+
+    return open_sandbox(SandboxConfig())
