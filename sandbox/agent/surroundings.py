@@ -7,6 +7,8 @@ import os
 
 from sandbox.agent import walls
 
+PAGE_KB = os.sysconf("SC_PAGE_SIZE") >> 10
+
 
 class Surroundings:
     """What is in this slot beside the job: its processes, its descriptors, its counters.
@@ -49,10 +51,10 @@ class Surroundings:
     def memory_is_used_up(self) -> bool:
         """Whether the job's processes together have more than the slot's memory. Pages they share are counted once."""
         strangers = set(_processes()) - self._trusted
-        resident = sum(_field_kb(f"/proc/{pid}/status", "VmRSS:") or 0 for pid in strangers)
+        resident = sum(map(_resident_kb, strangers))
         if resident <= self._memory_kb:
             return False
-        proportional = [_field_kb(f"/proc/{pid}/smaps_rollup", "Pss:") for pid in strangers]
+        proportional = [_proportional_kb(pid) for pid in strangers]
         known = [kb for kb in proportional if kb is not None]
         return sum(known) > self._memory_kb if known else True
 
@@ -70,13 +72,21 @@ class Surroundings:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _field_kb(path: str, name: str) -> int | None:
-    """A line such as `VmRSS:  1234 kB`. None when the process is gone or the kernel does not say."""
+def _resident_kb(pid: int) -> int:
+    """0 when the process is gone. From a file of numbers alone: /proc/PID/status begins with a name of the program's choice."""
     try:
-        words = _read(path).split()
-        return int(words[words.index(name) + 1])
-    except (OSError, ValueError):
+        return int(_read(f"/proc/{pid}/statm").split()[1]) * PAGE_KB
+    except OSError:
+        return 0
+
+
+def _proportional_kb(pid: int) -> int | None:
+    """Resident memory, with pages shared by n processes counted as 1/n. None when the kernel does not say."""
+    try:
+        lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
+    except OSError:
         return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), None)
 
 
 def _first_readable(*paths: str) -> str | None:

@@ -154,6 +154,8 @@ NUMBER, ARCHITECTURE = 0, 4  # offsets in what a filter looks at; the arguments'
 AF_UNIX = 1
 # A terminal's size, bytes to read, close-on-exec, blocking: nothing that a driver would act upon.
 HARMLESS_IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# Names, death signals, dumpability, timer slack, capabilities (to read), subreapers, huge pages off, names of memory regions.
+HARMLESS_PRCTLS = (1, 2, 3, 4, 15, 16, 21, 23, 29, 30, 36, 37, 39, 41, 42, 0x53564D41)
 MAP_SHARED_ANONYMOUS, MAP_HUGETLB, MFD_HUGETLB = 0x21, 0x40000, 0x4
 
 
@@ -165,6 +167,7 @@ def filter_program(*, is_counted: bool = True) -> bytes:
     pages without a file, which stay when a process gives up its view of them.
     """
     lines: list[bytes] = []
+    decided: set[int] = set()
 
     def add(code: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
         lines.append(struct.pack("HBBI", code, if_true, if_false, value))
@@ -176,6 +179,8 @@ def filter_program(*, is_counted: bool = True) -> bytes:
         load = [(LOAD, 16 + 8 * argument), *([(AND, mask)] if mask is not None else [])]
         end = [(LOAD, NUMBER), (JUMP, 1)] if otherwise is None else [(RETURN, otherwise)]
         add(EQUAL, call, 0, len(load) + len(tests) + len(end) + 1)
+        if otherwise is not None:
+            decided.add(call)
         for code, value in load:
             add(code, value)
         for left, (code, value) in enumerate(tests):
@@ -198,6 +203,7 @@ def filter_program(*, is_counted: bool = True) -> bytes:
     for call in (syscalls.SOCKET, syscalls.SOCKETPAIR):
         look_at(call, 0, [(EQUAL, AF_UNIX)], then=ALLOW, otherwise=REFUSE | errno.EACCES)
     look_at(syscalls.IOCTL, 1, [(EQUAL, request) for request in HARMLESS_IOCTLS], then=ALLOW, otherwise=refused)
+    look_at(syscalls.PRCTL, 0, [(EQUAL, option) for option in HARMLESS_PRCTLS], then=ALLOW, otherwise=refused)
     look_at(syscalls.SETRLIMIT, 0, [(EQUAL, resource.RLIMIT_CORE)], then=refused, otherwise=ALLOW)
     look_at(syscalls.PRLIMIT, 1, [(EQUAL, resource.RLIMIT_CORE)], then=refused, otherwise=ALLOW)
     # Huge pages are in no limit of the container's: another controller holds them.
@@ -206,8 +212,7 @@ def filter_program(*, is_counted: bool = True) -> bytes:
         bits = MAP_SHARED_ANONYMOUS
         look_at(syscalls.MMAP, 3, [(EQUAL, bits)], then=refused, otherwise=None, mask=bits)
     look_at(syscalls.MEMFD_CREATE, 1, [(ANY_BIT, MFD_HUGETLB)], then=refused, otherwise=ALLOW if is_counted else refused)
-    looked_at = {syscalls.CLONE, syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL, syscalls.SETRLIMIT, syscalls.PRLIMIT}
-    for call in sorted(set(syscalls.ALLOWED.values()) - looked_at - {syscalls.MEMFD_CREATE}):
+    for call in sorted(set(syscalls.ALLOWED.values()) - decided):
         add(EQUAL, call, 0, 1)
         add(RETURN, ALLOW)
     add(RETURN, refused)

@@ -45,7 +45,7 @@ PROGRAM = walls.filter_program()
 
 
 def test_exactly_the_table_is_allowed():
-    by_argument = {syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL}
+    by_argument = {syscalls.SOCKET, syscalls.SOCKETPAIR, syscalls.IOCTL, syscalls.PRCTL}
     allowed = {number for number in range(600) if decide(PROGRAM, number) == ALLOW}
     assert allowed | by_argument == set(syscalls.ALLOWED.values()) | by_argument
 
@@ -114,6 +114,12 @@ def test_sockets_are_local_ones(call):
 )
 def test_only_harmless_requests_reach_a_driver(request_, verdict):
     assert decide(PROGRAM, syscalls.IOCTL, 0, request_) == verdict
+
+
+def test_a_process_changes_only_itself():
+    assert decide(PROGRAM, syscalls.PRCTL, 15) == ALLOW  # PR_SET_NAME
+    for option in (22, 35, 62, 0x59616D61):  # PR_SET_SECCOMP, PR_SET_MM, PR_SCHED_CORE, PR_SET_PTRACER
+        assert decide(PROGRAM, syscalls.PRCTL, option) == refused(errno.EPERM)
 
 
 def test_core_dumps_stay_off():
