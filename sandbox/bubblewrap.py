@@ -156,7 +156,11 @@ class JailWire:
         await self._writer.drain()
 
     async def receive(self, size: int) -> bytes:
-        return await self._reader.readexactly(size)
+        try:
+            return await self._reader.readexactly(size)
+        except (EOFError, OSError):
+            await asyncio.wait([self._listening], timeout=1.0)  # for its last words
+            raise
 
     async def close(self) -> None:
         self._writer.transport.abort()
