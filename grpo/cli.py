@@ -95,6 +95,13 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     verify.add_argument("cases", type=Path, metavar="CASES.jsonl", help="recorded completions, one JSON object a line")
     verify.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="where the verdicts go")
+    verify.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=TEMPLATE",
+        help="make a field of other fields of the line: reference={gold}, rewards=math_lenient, 'completion=\\boxed{{{answer}}}'",
+    )
     verify.add_argument("--config", type=Path, metavar="FILE", help="take reward mixes and plugins from this config")
     verify.add_argument(
         "--plugin", action="append", default=[], metavar="X", help="a plugin: dotted module, FILE.py or FILE.py:name"
@@ -158,6 +165,9 @@ def _verify(args: argparse.Namespace) -> int:
     from verifiers.recorded import verify_file
     from verifiers.reward import built_in_mixes
 
+    fields = dict(field.split("=", 1) for field in args.field if "=" in field)
+    if len(fields) < len(args.field):
+        raise UserError("--field takes NAME=TEMPLATE, each name once, such as --field reference={gold}.")
     mixes, plugins, sandbox = built_in_mixes(), tuple(args.plugin), SandboxConfig()
     if args.config is not None:
         from grpo.config import load_config
@@ -166,7 +176,9 @@ def _verify(args: argparse.Namespace) -> int:
         mixes, plugins, sandbox = config.mixes, (*config.plugins, *plugins), config.sandbox
     if args.level is not None:
         sandbox = sandbox.model_copy(update={"level": args.level})
-    summary = verify_file(args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers, sandbox=sandbox)
+    summary = verify_file(
+        args.cases, args.output, mixes=mixes, plugins=plugins, workers=args.workers, sandbox=sandbox, fields=fields
+    )
     mean = "" if summary.mean_reward is None else f", mean reward {summary.mean_reward:.3f}"
     faults = "".join(f"; {count} without a reward: {cause}" for cause, count in summary.faults.most_common())
     print(f"{summary.num_lines} lines, {summary.num_judged} judged, {summary.num_correct} correct{mean}{faults} -> {args.output}")

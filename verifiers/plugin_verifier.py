@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from verifiers.deadline import Overrun, WorkerLost, WorkerPool
-from verifiers.errors import InvalidReference
+from verifiers.errors import InvalidReference, VerifierError
 from verifiers.types import Outcome, Score, Task, infra
 
 CHILD = Path(__file__).with_name("plugin_child.py")
 MEMORY_MB = 4096
 
 
-class PluginFault(Exception):
-    """A plugin's verifier raised, or returned what is no score."""
+class PluginFault(VerifierError):
+    """A plugin's verifier raised, ended or never ended, or returned what is no score."""
 
 
 class PluginRule:
@@ -80,7 +80,7 @@ class PluginVerifier(PluginRule):
     def _ask_and_wait(self, question: dict[str, Any]) -> Any:
         try:
             reply = self._pool.ask_and_wait(question)
-        except Overrun as error:
+        except (Overrun, WorkerLost) as error:
             raise PluginFault(f"plugin {self._plugin}: {error}") from None
         if "refused" in reply:
             raise InvalidReference(reply["refused"])

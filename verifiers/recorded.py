@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
 from sandbox.protocol import Sandbox
-from verifiers.errors import InvalidReference, VerifierError
 from verifiers.options import explain
 from verifiers.reward import RewardMix
 from verifiers.service import Text, VerifierService
 from verifiers.types import Message, Task, Verdict
 
 LINES_PER_WORKER = 32
+_WHOLE = re.compile(r"\{(\w+)\}")
+
+# A line out and its verdict, None where it could not be judged; and the same with the size of the line in.
+LineOut = tuple[dict[str, Any], Verdict | None]
+Verified = tuple[int, LineOut]
 
 
 class Case(BaseModel):
@@ -75,12 +80,13 @@ def verify_file(
     plugins: Sequence[str] = (),
     workers: int = 2,
     sandbox: SandboxConfig | Sandbox = SandboxConfig(),  # noqa: B008  # frozen
+    fields: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Summary:
     """Judge every line of a JSONL file and write a line for each, in order.
 
     `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep, `sandbox` where
-    programs run. Raises UserError when a file cannot be opened; no content of a line raises.
+    programs run. `fields` are templates that make the fields of a Case of a line's own, such as `{"reference": "{gold}"}`. Raises UserError when a file cannot be opened; no content of a line raises.
     """
     if not cases.is_file():
         raise UserError(f"there is no file {cases}. Give a JSONL file with id, reference, rewards and completion on each line.")
@@ -89,15 +95,16 @@ def verify_file(
     service = VerifierService(mixes or {}, plugins=plugins, workers=workers, sandbox=sandbox)
     try:
         with cases.open("rb") as lines, out.open("w", encoding="ascii") as written, _bar(cases, show=progress) as advance:
-            return asyncio.run(_verify_all(service, lines, written.write, advance, workers * LINES_PER_WORKER))
+            verified = _in_order(service, lines, workers * LINES_PER_WORKER, fields or {})
+            return asyncio.run(_verify_all(service, verified, written.write, advance))
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror}.") from None
 
 
-async def _verify_all(service: VerifierService, lines: BinaryIO, write: Any, advance: Any, window: int) -> Summary:
+async def _verify_all(service: VerifierService, verified: AsyncIterator[Verified], write: Any, advance: Any) -> Summary:
     summary = Summary()
     try:
-        async for size, verdict_line, verdict in _in_order(service, lines, window):
+        async for size, (verdict_line, verdict) in verified:
             write(json.dumps(verdict_line) + "\n")
             advance(size)
             _count(summary, verdict_line, verdict)
@@ -107,43 +114,41 @@ async def _verify_all(service: VerifierService, lines: BinaryIO, write: Any, adv
     return summary
 
 
-async def _in_order(
-    service: VerifierService, lines: BinaryIO, window: int
-) -> AsyncIterator[tuple[int, dict[str, Any], Verdict | None]]:
+async def _in_order(service: VerifierService, lines: BinaryIO, window: int, fields: Mapping[str, str]) -> AsyncIterator[Verified]:
     """Lines out in the order of lines in, with at most `window` of them under way."""
-    under_way: deque[tuple[int, asyncio.Task[tuple[dict[str, Any], Verdict | None]]]] = deque()
+    under_way: deque[tuple[int, asyncio.Task[LineOut]]] = deque()
     try:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                under_way.append((len(line), asyncio.create_task(_verify_line(service, number, line))))
+                under_way.append((len(line), asyncio.create_task(_verify_line(service, number, line, fields))))
             if len(under_way) >= window:
                 size, judged = under_way.popleft()
-                yield size, *(await judged)
+                yield size, await judged
         while under_way:
             size, judged = under_way.popleft()
-            yield size, *(await judged)
+            yield size, await judged
     finally:
         for _, judged in under_way:
             judged.cancel()
 
 
-async def _verify_line(service: VerifierService, number: int, line: bytes) -> tuple[dict[str, Any], Verdict | None]:
+async def _verify_line(service: VerifierService, number: int, line: bytes, fields: Mapping[str, str]) -> LineOut:
     """The line out for one line in, and its verdict when there is one."""
     record: Any = None
     try:
         record = json.loads(line.decode("utf-8"))
-        case = Case.model_validate(record)
+        case = Case.model_validate(filled(record, fields) if isinstance(record, dict) else record)
         task = case.task()
         await service.prepare([task])
         (verdict,) = await service.judge(task, [Text(case.completion, case.num_tokens)])
     except UnicodeDecodeError as error:
         return _fault(record, f"line {number}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"), None
-    except (json.JSONDecodeError, RecursionError) as error:
-        return _fault(record, f"line {number}: not JSON: {error}"), None
     except ValidationError as error:
         cause = explain(error, Case, noun="field").replace("\n", " ") if isinstance(record, dict) else "not a JSON object"
         return _fault(record, f"line {number}: {cause}"), None
-    except (InvalidReference, VerifierError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
+        return _fault(record, f"line {number}: not JSON: {error}"), None
+    except UserError as error:
         return _fault(record, f"line {number}: {error}"), None
     scores = [
         {
@@ -157,6 +162,20 @@ async def _verify_line(service: VerifierService, number: int, line: bytes) -> tu
         for score in verdict.scores
     ]
     return {"id": case.id, "reward": verdict.reward, "cause": verdict.cause, "scores": scores}, verdict
+
+
+def filled(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """A line with the fields that templates make of it. `{gold}` alone keeps what it is; in other text it is written out."""
+    made: dict[str, Any] = {}
+    for name, template in fields.items():
+        whole = _WHOLE.fullmatch(template)
+        try:
+            made[name] = record[whole[1]] if whole else template.format_map(record)
+        except KeyError as error:
+            raise UserError(f"it has no field {error}, which {name} is made of: {template}") from None
+        except (ValueError, AttributeError, IndexError, TypeError) as error:
+            raise UserError(f"{name} cannot be made of {template}: {error}. Double the braces that are none.") from None
+    return record | made
 
 
 def _fault(record: Any, cause: str) -> dict[str, Any]:

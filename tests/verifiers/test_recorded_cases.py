@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from grpo.cli import main
 from sandbox.errors import UserError
 from verifiers.recorded import verify_file
 from verifiers.reward import RewardMix
@@ -40,6 +41,7 @@ BAD_LINES = [
     ("[1, 2]", "line 2: not a JSON object"),
     ("[" * 100_000, "line 2: not JSON"),
     (b"\xff\xfe", "line 2: not UTF-8"),
+    ('{"id": "b", "reference": ' + "1" * 5000 + "}", "line 2: not JSON: Exceeds the limit"),
     ({"id": "b", "reference": "1", "rewards": "math"}, "completion is missing"),
     (case(id="b", completion=7), "completion is 7, but it should be text"),
     (case(id="b", rewards="mth"), "its rewards are 'mth', which is not a reward mix. Did you mean math?"),
@@ -77,6 +79,35 @@ def test_any_text_survives_the_way_through_the_file(tmp_path: Path):
     (line,) = verify(tmp_path, case(completion="\ud800\x00 \\boxed{4\ud8002}"))
     assert line["scores"][0]["extracted"] == "4\ud8002"
     assert line["reward"] == 0.0
+
+
+FIELDS = {"reference": "{gold}", "rewards": "math", "completion": r"It is \boxed{{{answer}}}, $n"}
+
+
+def test_fields_of_other_names_are_filled_in(tmp_path: Path):
+    right, wrong, missing = verify(
+        tmp_path,
+        {"id": 1, "gold": 42, "answer": "42"},
+        {"id": 2, "gold": "42", "answer": "41"},
+        {"id": 3, "gold": "42"},
+        fields=FIELDS,
+    )
+    assert (right["reward"], wrong["reward"], missing["reward"]) == (1.0, 0.0, None)
+    assert missing["cause"] == f"line 3: it has no field 'answer', which completion is made of: {FIELDS['completion']}"
+
+
+def test_a_template_that_is_none_says_so(tmp_path: Path):
+    (line,) = verify(tmp_path, {"id": 1, "answer": "42"}, fields={"completion": r"\boxed{answer"})
+    assert "Double the braces that are none" in line["cause"]
+
+
+def test_the_command_line_takes_templates(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "cases.jsonl").write_text(json.dumps({"id": 1, "gold": "42", "answer": "so it is 42"}))
+    command = ["verify", str(tmp_path / "cases.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    filled = ["reference={gold}", "rewards=math_lenient", "completion={answer}"]
+    assert main([*command, *(word for field in filled for word in ("--field", field))]) == 0
+    assert "1 lines, 1 judged, 1 correct" in capsys.readouterr().out
+    assert main([*command, "--field", "reference"]) == 2
 
 
 def test_the_summary_counts(tmp_path: Path):
