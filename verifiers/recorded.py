@@ -86,7 +86,8 @@ def verify_file(
     """Judge every line of a JSONL file and write a line for each, in order.
 
     `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep, `sandbox` where
-    programs run. `fields` are templates that make the fields of a Case of a line's own, such as `{"reference": "{gold}"}`. Raises UserError when a file cannot be opened; no content of a line raises.
+    programs run. `fields` are templates that make the fields of a Case of a line's own, such as `{"reference": "{gold}"}`. Raises
+    UserError when a file cannot be opened; no content of a line raises.
     """
     if not cases.is_file():
         raise UserError(f"there is no file {cases}. Give a JSONL file with id, reference, rewards and completion on each line.")
