@@ -1,7 +1,7 @@
 """How often the verifier `math` agrees with labelled cases of other graders, and where it does not.
 
-    python benchmarks/math_cases.py CASES.jsonl                      the share, and the disagreements
-    python benchmarks/math_cases.py CASES.jsonl -o docs/math_cases.md     the same as a page
+    python benchmarks/labelled_math.py CASES.jsonl                      the share, and the disagreements
+    python benchmarks/labelled_math.py CASES.jsonl -o docs/math_cases.md     the same as a page
 
 A case is a line {"id", "gold", "answer", "expected": 0 or 1}. The answers are bare ones, sentences and whole completions, and the
 graders they come from evaluate what is left unevaluated and round; so they are judged by the mix `math_lenient`, which is made to
@@ -90,7 +90,7 @@ def page(name: str, judged: Sequence[Judged]) -> str:
         f"# Where `math` disagrees with `{name}`",
         "",
         f"The mix `{MIX}` gives {summary(judged)}.",
-        f"Made by `python benchmarks/math_cases.py {name} -o docs/math_cases.md`.",
+        f"Made by `python benchmarks/labelled_math.py {name} -o docs/math_cases.md`.",
         "",
         "| case | they say | we say | why |",
         "|---|---|---|---|",
