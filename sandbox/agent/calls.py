@@ -20,6 +20,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
+# Bound here: a program that replaces them for its own use is still judged by what it returns.
+globals().update({name: value for name, value in vars(builtins).items() if not name.startswith("_")})
+
 MAX_LINE = 1 << 20
 MAX_DEPTH = 64
 MAX_INT_BITS = 1 << 16
