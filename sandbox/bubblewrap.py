@@ -9,10 +9,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sandbox.config import SandboxConfig
 from sandbox.docker import ENVIRONMENT, FORK_SERVER, MAX_STDERR, USER_ID
@@ -35,12 +36,14 @@ class JailHost:
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened, theirs:
             command, descriptors = self._command(opened)
+            words = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the jail
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
+                # Not the event loop's own way to start a process: uvloop's, which Ray's actors have, cannot change the user.
+                process = subprocess.Popen(
+                    command,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
-                    stderr=asyncio.subprocess.PIPE,
+                    stderr=words,
                     pass_fds=descriptors,
                     # Nothing of our environment: the jail's first process shows its own to all others.
                     env=ENVIRONMENT | ({} if folder is None else {"PYTHONPATH": str(AGENT.parent.parent), "TMPDIR": folder}),
@@ -49,15 +52,17 @@ class JailHost:
                 )
             except OSError as error:
                 ours.close()
+                words.close()
                 _remove(folder)
                 raise SandboxUnavailable(f"{command[0]} could not be started: {error}.") from None
         try:
             reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
         except BaseException:
             process.kill()
+            process.wait()
             _remove(folder)
             raise
-        return JailWire(process, reader, writer, name, folder)
+        return JailWire(process, reader, writer, words, name, folder)
 
     def _command(self, opened: contextlib.ExitStack) -> tuple[list[str], list[int]]:
         """The words, and the descriptors they speak of, which stay open as long as `opened`."""
@@ -136,50 +141,42 @@ READ_ONLY = ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--")
 
 
 class JailWire:
-    """The socket that is the server's stdin and stdout, and its process."""
+    """The socket that is the server's stdin and stdout, its process, and the file with what it writes to stderr."""
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: subprocess.Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        words: IO[bytes],
         name: str,
         folder: str | None,
     ) -> None:
         self.name = f"{name} (process {process.pid})"
-        self._process, self._reader, self._writer, self._folder = process, reader, writer, folder
-        self._stderr = bytearray()
-        self._listening = asyncio.create_task(self._listen())
+        self._process, self._reader, self._writer, self._words, self._folder = process, reader, writer, words, folder
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
 
     async def receive(self, size: int) -> bytes:
-        try:
-            return await self._reader.readexactly(size)
-        except (EOFError, OSError):
-            await asyncio.wait([self._listening], timeout=1.0)  # for its last words
-            raise
+        return await self._reader.readexactly(size)
 
     async def close(self) -> None:
         self._writer.transport.abort()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_S):
-                await self._process.wait()
-        self._listening.cancel()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, END_S)
+        self._words.close()
         _remove(self._folder)
 
     def last_words(self) -> str:
-        return self._stderr.decode("utf-8", "replace")
+        if self._words.closed:
+            return ""
+        self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, self._words.tell() - MAX_STDERR))
+        return self._words.read().decode("utf-8", "replace")
 
     async def ran_out_of_memory(self) -> bool:
         return False  # a jail is looked after by its server
-
-    async def _listen(self) -> None:
-        assert self._process.stderr is not None
-        while data := await self._process.stderr.read(MAX_STDERR):
-            self._stderr += data
-            del self._stderr[:-MAX_STDERR]
