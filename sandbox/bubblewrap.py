@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from sandbox.config import SandboxConfig
 from sandbox.docker import ENVIRONMENT, FORK_SERVER, MAX_STDERR, USER_ID
@@ -36,6 +36,8 @@ class JailHost:
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened, theirs:
             command, descriptors = self._command(opened)
+            # Root starts a jail as a user that owns nothing: root inside a namespace is still root to the files outside.
+            nobody = USER_ID if self._walled and os.geteuid() == 0 else None
             words = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the jail
             try:
                 # Not the event loop's own way to start a process: uvloop's, which Ray's actors have, cannot change the user.
@@ -48,7 +50,9 @@ class JailHost:
                     # Nothing of our environment: the jail's first process shows its own to all others.
                     env=ENVIRONMENT | ({} if folder is None else {"PYTHONPATH": str(AGENT.parent.parent), "TMPDIR": folder}),
                     start_new_session=True,
-                    **(_nobody() if self._walled else {}),
+                    user=nobody,
+                    group=nobody,
+                    extra_groups=None if nobody is None else [],
                 )
             except OSError as error:
                 ours.close()
@@ -81,11 +85,6 @@ class JailHost:
 def _remove(folder: str | None) -> None:
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _nobody() -> dict[str, Any]:
-    """Root starts the jail as a user that owns nothing: what is root inside a namespace is still root to the files outside."""
-    return {"user": USER_ID, "group": USER_ID, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 def _own_interpreter() -> str:
