@@ -48,9 +48,10 @@ def _print(console: Console, text: str, *, style: str | None = None) -> None:
 
 def arithmetic(config: RunConfig, task_set: TaskSet) -> str:
     """From prompts to optimizer steps, in numbers."""
-    prompts, size = config.groups_per_step, config.group_size if config.is_live else 1
-    rows, longest = prompts * size, config.sampling.max_tokens
-    batches, budget = config.learner.mini_batches, config.learner.tokens_per_micro_batch
+    prompts, size = config.groups_per_step, config.recorded_size or config.group_size
+    completions, longest = prompts * size, config.sampling.max_tokens
+    objective, batches, budget = config.objective, config.learner.mini_batches, config.learner.tokens_per_micro_batch
+    rows = prompts * objective.units_per_group(size) * objective.rows_per_unit
     rows_each = -(-rows // batches)
     epochs = config.steps * prompts / len(task_set.train)
     num_held_out = min(len(task_set.held_out), config.evaluation.num_tasks)
@@ -58,14 +59,14 @@ def arithmetic(config: RunConfig, task_set: TaskSet) -> str:
     return "\n".join(
         [
             "batch arithmetic",
-            f"  {_count(prompts, 'prompt')} a step x {_count(size, 'completion')} = {_count(rows, 'row')}, at most "
-            f"{_count(rows * longest, 'completion token')}",
+            f"  {_count(prompts, 'prompt')} a step x {_count(size, 'completion')} = {_count(completions, 'completion')}, at most "
+            f"{_count(completions * longest, 'completion token')}",
             f"  {_count(rows, 'row')} / {_count(batches, 'mini-batch')} = {_count(batches, 'optimizer step')} of {rows_each:,}",
             f"  a micro-batch holds {_count(budget, 'token')}, prompts and padding included: about "
             f"{_count(min(max(1, budget // longest), rows_each), 'row')} when completions are as long as they may be ({longest:,})",
             f"  {_count(config.steps, 'step')} = {_count(config.steps * batches, 'optimizer step')}, "
-            f"{_count(config.steps * rows, 'completion')}, {epochs:.2f} passes over {_count(len(task_set.train), 'training task')} "
-            f"({_count(task_set.num_duplicates, 'duplicate')} left out)",
+            f"{_count(config.steps * completions, 'completion')}, {epochs:.2f} passes over "
+            f"{_count(len(task_set.train), 'training task')} ({_count(task_set.num_duplicates, 'duplicate')} left out)",
             f"  evaluation: {_count(num_held_out, 'held-out task')}, sampled and greedy, "
             + (f"every {_count(every, 'step')}" if every else "at the start and the end"),
         ]

@@ -166,6 +166,11 @@ class RunConfig(_Part):
         return self.group_source.startswith("samples")
 
     @property
+    def recorded_size(self) -> int | None:
+        """Completions in each recorded group; None when groups are sampled."""
+        return None if self.is_live else 2 if self.tasks.recorded_form == "pairs" else 1
+
+    @property
     def is_on_policy(self) -> bool:
         """Whether every group is sampled by the weights that learn from it."""
         return self.max_lag == 0 and self.publish_every == 1
@@ -249,7 +254,7 @@ def check_together(config: RunConfig, where: str) -> None:
             f"{where}: model.path is {config.model.path!r} and model.start_from is {config.model.start_from!r}, but a policy "
             "starts from one of them. Drop the other (--set model.start_from= drops it on the command line)."
         )
-    units = config.groups_per_step * (config.group_size if config.is_live and objective.rows_per_unit == 1 else 1)
+    units = config.groups_per_step * objective.units_per_group(config.recorded_size or config.group_size)
     if config.learner.mini_batches > units:
         raise ConfigError(
             f"{where}: learner.mini_batches is {config.learner.mini_batches}, but a step has {units} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,7 +73,8 @@ METRICS: dict[str, str] = {
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the groups of a step look like: rewards, outcomes, lengths."""
+    """What the groups of a step look like: rewards, outcomes, lengths. Demonstrations that stand beside samples are left out."""
+    groups = [sampled_part(group) for group in groups]
     completions = [completion for group in groups for completion in group.completions]
     rewards = torch.tensor([reward for group in groups for reward in group.scored_rewards], dtype=torch.float64)
     lengths = [len(completion.token_ids) for completion in completions]
@@ -88,6 +90,14 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["reward/std"] = rewards.std(correction=0).item()
         metrics["group/accuracy"] = sum(group.num_correct for group in groups) / len(rewards)
     return metrics | _verifier_metrics(groups)
+
+
+def sampled_part(group: Group) -> Group:
+    """The group with its sampled completions alone; as it is when all or none of them were sampled."""
+    is_sampled = [completion.behavior_logprobs is not None for completion in group.completions]
+    if all(is_sampled) or not any(is_sampled):
+        return group
+    return Group(group.task, tuple(compress(group.completions, is_sampled)), tuple(compress(group.verdicts, is_sampled)))
 
 
 def _verifier_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -54,6 +54,10 @@ class Objective(BaseModel, ABC):
         """Whether a row with advantage 0 has a gradient, so that it must be sent through the model."""
         return False
 
+    def units_per_group(self, group_size: int) -> int:
+        """How many units `credit` makes of a group whose completions are all scored, at most."""
+        return group_size
+
     def keep(self, group: Group) -> bool:
         """Whether a group is worth a place in the step. A refused one is replaced by another."""
         return True

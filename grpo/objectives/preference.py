@@ -41,6 +41,9 @@ class Preference(Objective):
     def average(self) -> Average:
         return "sum"
 
+    def units_per_group(self, group_size: int) -> int:
+        return 1
+
     def keep(self, group: Group) -> bool:
         """Whether there is a better completion and a worse one that differ in more than their rewards."""
         if group.is_flat:

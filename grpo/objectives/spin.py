@@ -34,6 +34,9 @@ class Spin(ReferencePreference):
     def compares(self) -> bool:
         return False
 
+    def units_per_group(self, group_size: int) -> int:
+        return group_size
+
     @property
     def reference_is_last_iterate(self) -> bool:
         return True

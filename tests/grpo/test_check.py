@@ -15,7 +15,7 @@ from rich.console import Console
 from grpo.check import arithmetic, check
 from grpo.cli import main
 from grpo.config import load_config
-from rollout.tasks import load_tasks
+from rollout.tasks import TasksConfig, load_tasks
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -69,7 +69,7 @@ def test_the_batch_arithmetic_is_told_in_numbers(tmp_path: Path):
     config = load_config(write(tmp_path))
     assert arithmetic(config, load_tasks(config.tasks)).splitlines() == [
         "batch arithmetic",
-        "  4 prompts a step x 8 completions = 32 rows, at most 3,200 completion tokens",
+        "  4 prompts a step x 8 completions = 32 completions, at most 3,200 completion tokens",
         "  32 rows / 3 mini-batches = 3 optimizer steps of 11",
         "  a micro-batch holds 450 tokens, prompts and padding included: about 4 rows when completions are as long as they may be "
         "(100)",
@@ -80,8 +80,29 @@ def test_the_batch_arithmetic_is_told_in_numbers(tmp_path: Path):
 
 def test_recorded_demonstrations_are_one_completion_each(tmp_path: Path):
     told = checked(write(tmp_path), "tasks.completion={answer}", "objective.name=sft", "evaluation.every=0")
-    assert "  4 prompts a step x 1 completion = 4 rows, at most 400 completion tokens" in told
+    assert "  4 prompts a step x 1 completion = 4 completions, at most 400 completion tokens" in told
     assert "  evaluation: 8 held-out tasks, sampled and greedy, at the start and the end" in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "completions", "rows"),
+    [
+        (("objective.name=dpo",), "4 prompts a step x 8 completions = 32 completions", "8 rows / 3 mini-batches"),
+        (
+            ("objective.name=dpo", "tasks.chosen=a", "tasks.rejected=b"),
+            "x 2 completions = 8 completions",
+            "8 rows / 3 mini-batches",
+        ),
+        (("objective.name=spin", "tasks.completion=a"), "x 8 completions = 32 completions", "64 rows / 3 mini-batches"),
+        (("objective.name=kto",), "x 8 completions = 32 completions", "32 rows / 3 mini-batches"),
+    ],
+)
+def test_preferences_learn_from_two_rows_for_each_pair(tmp_path: Path, overrides, completions, rows):
+    told = arithmetic(
+        load_config(write(tmp_path), overrides), load_tasks(TasksConfig(source=f"{tmp_path}/tasks.jsonl", held_out=8))
+    )
+    assert completions in told
+    assert rows in told
 
 
 def test_references_are_judged_by_the_verifiers_of_their_mix(tmp_path: Path):

@@ -99,6 +99,14 @@ def test_group_metrics_by_hand():
     )
 
 
+def test_a_demonstration_beside_samples_is_no_sample():
+    right, good = correct("equal"), correct("in form")
+    group = make_group(verdict(wrong("no"), good), verdict(right, good), lengths=(3, 50))
+    sample = dataclasses.replace(group.completions[0], behavior_logprobs=(-1.0,) * 3)
+    metrics = group_metrics([dataclasses.replace(group, completions=(sample, group.completions[1]))])
+    assert (metrics["reward/mean"], metrics["completion/length_max"], metrics["completion/tokens"]) == (0, 3, 3)
+
+
 def test_where_nothing_was_scored_there_is_no_reward_to_report():
     metrics = group_metrics([make_group(verdict(infra("down"), correct("in form")), lengths=(3,))])
     assert not {"reward/mean", "reward/std", "group/accuracy", "reward/math"} & metrics.keys()
