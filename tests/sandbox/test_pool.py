@@ -109,6 +109,7 @@ async def test_a_program_whose_slots_all_die_is_lost_and_not_judged(make_pool, h
                 host.kill()
             await asyncio.sleep(0.01)
 
+    await pool.run(Program("pass"))
     killer = asyncio.create_task(kill_all())
     with pytest.raises(SandboxLost, match="it is gone"):
         await pool.run(Program("import time; time.sleep(5)"))
