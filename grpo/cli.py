@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from grpo.rescore_command import add_rescore
 from sandbox.cli import LEVELS, add_sandbox
 from sandbox.errors import SystemFault, UserError
 from verifiers.cli import add_verifiers
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_check(commands)
     _add_verify(commands)
+    add_rescore(commands)
     add_verifiers(commands)
     add_sandbox(commands)
     return parser
