@@ -18,6 +18,7 @@ import ast
 import builtins
 import os
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from verifiers.errors import InvalidReference
 from verifiers.options import did_you_mean
 
 FORMS = ("cases", "test", "test_list")
+# Python 3.11 counts the depth of one parse in all threads together, and then refuses one that was right (cpython issue 106905).
+_one_parse_at_a_time = threading.Lock()
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -262,7 +265,8 @@ def _as_module(prompt: str) -> str:
 def _parsed(source: Any, name: str) -> ast.Module:
     """The syntax of a source of ours; a model's is never parsed here."""
     try:
-        return ast.parse(source)
+        with _one_parse_at_a_time:
+            return ast.parse(source)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InvalidReference(f"the {name} {shown(source)} is not Python: {error}. Mend it.") from None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -156,3 +159,17 @@ def test_a_call_is_shown_short():
     (case,) = parse_reference({"entry_point": "f", "cases": [{"args": ["x" * 1000] * 9, "expected": 1}]}).returns
     assert isinstance(case, CallCase)
     assert len(case.call) <= 200
+
+
+def test_references_are_parsed_in_several_threads_at_one_time():
+    # Where a collection of garbage lets another thread parse, Python 3.11 may refuse what is right: a SystemError about depth.
+    row = {"entry_point": "f", "test": "def check(candidate):\n" + "    assert candidate((1, [2])) == {'a': [1, (2, 3)]}\n" * 200}
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(let_others_run := lambda *_: time.sleep(0))
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert {parsed.num_cases for parsed in threads.map(parse_reference, [row] * 100)} == {1}
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(let_others_run)
