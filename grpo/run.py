@@ -131,13 +131,13 @@ class Run:
     def checkpoint_is_due(self, state: RunState) -> bool:
         return self.is_finished(state) or state.step % self.config.checkpoints.every == 0
 
-    def log_step(self, state: RunState, groups: Sequence[Group], metrics: dict[str, float]) -> None:
+    async def log_step(self, state: RunState, groups: Sequence[Group], metrics: dict[str, float]) -> None:
         """Tell the trackers what the step was, and store its rollouts."""
         now = time.perf_counter()
         seconds, self._lap_started = now - self._lap_started, now
         num_tokens = metrics["completion/tokens"]
         more = {"time/step_s": seconds, "speed/tokens_per_s": num_tokens / seconds} | self.fleet.metrics()
-        self.tracker.log(state.step, metrics | more)
+        self.tracker.log(state.step, metrics | more | await self.verifiers.metrics())
         if self.config.is_live:
             self.rollouts.write(state.step, groups)
 

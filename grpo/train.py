@@ -32,7 +32,7 @@ async def train(run: Run) -> RunState:
         state = run.advance(state)
         if run.sync_is_due(state):
             await run.fleet.load(await run.learner.publish(state.step))  # sync
-        run.log_step(state, groups, source.metrics() | group_metrics(groups) | update.metrics)
+        await run.log_step(state, groups, source.metrics() | group_metrics(groups) | update.metrics)
         if run.evaluation_is_due(state):
             state = state.evaluated(await run.evaluate(state.step))
         if run.checkpoint_is_due(state):

@@ -127,7 +127,8 @@ async def test_a_script_reads_stdin_and_its_files_and_its_execution_is_told():
     ],
 )
 async def test_a_script_ends_as_it_would_in_the_real_sandbox(source: str, ending: Ending):
-    execution = await FakeSandbox().run(Program(source), limits=Limits(cpu_s=1, wall_s=2, memory_mb=64, output_kb=16))
+    wall_s = 0.5 if ending is Ending.WALL_TIME else 30
+    execution = await FakeSandbox().run(Program(source), limits=Limits(cpu_s=1, wall_s=wall_s, memory_mb=64, output_kb=16))
     assert execution.ending is ending
     assert len(execution.stdout) <= 16384
 
@@ -153,8 +154,8 @@ WRITE = "import os\ndef write(*lines):\n    for line in lines: os.write(int(__im
     ],
 )
 async def test_a_program_that_ends_or_writes_out_of_turn_has_not_answered(body: str, ending: Ending):
-    sandbox = FakeSandbox()
-    async with sandbox.open(Program(f"{WRITE}def f():\n    {body}", "f"), limits=Limits(cpu_s=1, wall_s=2)) as session:
+    sandbox, limits = FakeSandbox(), Limits(cpu_s=1, wall_s=0.5 if ending is Ending.WALL_TIME else 30)
+    async with sandbox.open(Program(f"{WRITE}def f():\n    {body}", "f"), limits=limits) as session:
         for _ in range(2):
             with pytest.raises(ProgramEnded) as ended:
                 await session.ask(encode_call((), {}))

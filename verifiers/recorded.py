@@ -111,7 +111,7 @@ async def _verify_all(service: VerifierService, verified: AsyncIterator[Verified
             _count(summary, verdict_line, verdict)
     finally:
         await service.close()
-    summary.metrics = service.metrics()
+    summary.metrics = await service.metrics()
     return summary
 
 

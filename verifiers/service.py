@@ -116,7 +116,7 @@ class VerifierService:
             self._outcomes.update({(score.verifier, score.outcome): times for score in verdicts[text].scores})
         return tuple(verdicts[text] for text in texts)
 
-    def metrics(self) -> dict[str, float]:
+    async def metrics(self) -> dict[str, float]:
         """Outcomes and seconds of each component since the last call, e.g. `verify/math_correct`, `verify/math_p99_s`.
 
         An outcome is counted once for each completion, seconds once for each distinct text. What the processes and the cache of a

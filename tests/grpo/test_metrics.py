@@ -12,7 +12,8 @@ from rollout.types import Completion, Group
 from verifiers.types import Task, Verdict, correct, infra, partial, unparseable, wrong
 
 PACKAGES = Path(__file__).parents[2]
-EMITTING = [*sorted((PACKAGES / "grpo").rglob("*.py")), *(PACKAGES / "rollout" / f"{name}.py" for name in ("collector", "fleet"))]
+OTHERS = ["rollout/collector.py", "rollout/fleet.py", "verifiers/service.py", "sandbox/pool.py"]
+EMITTING = [*sorted((PACKAGES / "grpo").rglob("*.py")), *(PACKAGES / name for name in OTHERS)]
 
 
 def strings(tree: ast.AST) -> list[str]:

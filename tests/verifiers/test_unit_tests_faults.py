@@ -131,7 +131,7 @@ async def test_the_service_tells_of_its_sandbox_and_closes_it():
     sandbox = FakeSandbox()
     service = VerifierService({}, sandbox=sandbox)
     await service.judge(Task("t", "", CALLS, "code"), [Text("def f(x): return x + 1", None)])
-    metrics = service.metrics()
+    metrics = await service.metrics()
     assert (metrics["verify/unit_tests_correct"], metrics["sandbox/exited"]) == (1, 1)
     await service.close()
     assert sandbox.closed

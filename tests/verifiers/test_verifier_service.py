@@ -68,7 +68,7 @@ async def test_equal_texts_of_one_length_are_judged_once():
     verdicts = await made.verify(TASK, [completion("a"), completion("b"), completion("a"), completion("a", 4)])
     assert judged == [("a", 3), ("b", 3), ("a", 4)]
     assert len(verdicts) == 4
-    assert made.metrics()["verify/watching_correct"] == 4  # counted for each completion all the same
+    assert (await made.metrics())["verify/watching_correct"] == 4  # counted for each completion all the same
 
 
 FAULTS = [
@@ -140,7 +140,7 @@ async def test_cancelling_a_verification_is_no_fault():
     verifying.cancel()
     with pytest.raises(asyncio.CancelledError):
         await verifying
-    assert set(made.metrics()) <= {"verify/math_asked", "verify/math_killed"}  # no outcome and no time is counted
+    assert set(await made.metrics()) <= {"verify/math_asked", "verify/math_killed"}  # no outcome and no time is counted
     await made.close()
 
 
@@ -185,12 +185,12 @@ async def test_components_may_share_a_verifier_under_their_own_names():
 async def test_metrics_count_outcomes_and_time_and_start_anew():
     made = service(math={})
     await made.verify(TASK, [completion(text) for text in (r"\boxed{42}", r"\boxed{42}", r"\boxed{1}", "?")])
-    metrics = made.metrics()
+    metrics = await made.metrics()
     assert metrics["verify/math_correct"] == 2
     assert metrics["verify/math_wrong"] == metrics["verify/math_unparseable"] == 1
     assert 0 < metrics["verify/math_p50_s"] <= metrics["verify/math_p99_s"]
     assert metrics["verify/math_mean_s"] > 0
-    assert made.metrics() == {}
+    assert await made.metrics() == {}
 
 
 def test_what_makes_a_service_can_be_sent_to_another_process():
