@@ -15,7 +15,7 @@ from verifiers.types import Outcome
 
 if TYPE_CHECKING:
     from grpo.objectives.surrogate import Loss
-    from grpo.policy import TokenScores
+    from grpo.token_scores import TokenScores
 
 # Name -> meaning. `{verifier}` stands for a component of the reward mix, `{outcome}` for one of verifiers.types.Outcome.
 METRICS: dict[str, str] = {

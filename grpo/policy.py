@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from grpo.batch import Batch
 from grpo.config import LoraConfig
+from grpo.token_scores import TokenScores, token_scores
 from rollout.errors import ModelError
 from rollout.weights import model_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-# Logits held at one time: beyond this many elements they are made chunk by chunk, and again in the backward pass.
-MAX_LOGITS = 1 << 25
-
-
-class TokenScores(NamedTuple):
-    """logprobs [B, T], with gradient, 0 outside the completions; entropy [B, T] in nats, without."""
-
-    logprobs: Tensor
-    entropy: Tensor
 
 
 class Policy:
@@ -98,13 +87,18 @@ class Policy:
                 weight.data = current[name]
 
     def score(self, batch: Batch, *, temperature: float) -> TokenScores:
-        """Log-probability of every completion token under softmax(logits / temperature), and the entropy there."""
+        """Log-probability of every completion token under softmax(logits / temperature), and the entropy there. [B, T]
+
+        Both are 0 outside the completions.
+        """
         row, step = batch.mask.nonzero(as_tuple=True)
         with self._autocast():
             # Padding is on the right and attention is causal: no completion token can see it, so no attention mask is needed.
             hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
             before = hidden[row, batch.prompt_lengths[row] - 1 + step]
-            logprobs, entropy = _token_scores(self.model, before, batch.token_ids[row, step], temperature)
+            weight, bias = head_weights(self.model)
+            dtype = None if self._compute_dtype == torch.float32 else self._compute_dtype
+            logprobs, entropy = token_scores(before, weight, bias, batch.token_ids[row, step], temperature=temperature, dtype=dtype)
         outside = logprobs.new_zeros(batch.mask.shape)
         return TokenScores(outside.index_put((row, step), logprobs), outside.index_put((row, step), entropy))
 
@@ -183,6 +177,15 @@ def check_logits(model: PreTrainedModel) -> None:
         )
 
 
+def head_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the output head; with adapters on it, those of the sum, through which the adapters learn."""
+    head: Any = model.get_output_embeddings()
+    layer = getattr(head, "base_layer", head)
+    if layer is head or head.disable_adapters:
+        return layer.weight, layer.bias
+    return layer.weight + head.get_delta_weight("default"), layer.bias
+
+
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Have every decoder layer compute its activations again in the backward pass instead of keeping them."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -211,21 +214,3 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
                 "adapter of one would change the other when merged. Leave the embedding and the head out."
             )
     return adapters  # type: ignore[return-value]
-
-
-def _token_scores(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """hidden [M, H], targets [M] -> logprobs [M], entropy [M]; the [M, V] logits exist only chunk by chunk when they are large."""
-    head: Any = model.get_output_embeddings()
-
-    def scores(hidden_chunk: Tensor, target_chunk: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(hidden_chunk)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        normalizer = logits.logsumexp(-1)
-        with torch.no_grad():
-            entropy = normalizer - ((logits - normalizer[:, None]).exp() * logits).sum(-1)
-        return logits.gather(-1, target_chunk[:, None])[:, 0] - normalizer, entropy
-
-    size = max(1, MAX_LOGITS // head.weight.shape[0])
-    run = scores if len(targets) <= size else partial(checkpoint, scores, use_reentrant=False)
-    chunks = [run(*chunk) for chunk in zip(hidden.split(size), targets.split(size), strict=True)]
-    return torch.cat([logprobs for logprobs, _ in chunks]), torch.cat([entropy for _, entropy in chunks])
