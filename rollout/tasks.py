@@ -67,7 +67,11 @@ class TasksConfig(BaseModel):
         description="Template of the prompt over the row's fields; {metadata[expression]} reaches inside, and {messages} alone "
         "takes a conversation as it is.",
     )
-    reference: str = Field(default="answer", description="Field that holds the reference; dots reach inside.")
+    reference: str = Field(
+        default="answer",
+        description="Field that holds the reference; dots reach inside, and a dot alone takes the whole row, as unit_tests wants it of "
+        "HumanEval and MBPP.",
+    )
     completion: Template | None = Field(
         default=None,
         description="Template of a recorded completion, for objectives that learn from demonstrations or labels. None: groups are "
@@ -221,6 +225,8 @@ def _recorded(config: TasksConfig, row: Row, prompt: fields.Prompt) -> tuple[Rec
 
 def _reference(config: TasksConfig, row: Row) -> Any:
     """None where pairs or labels are recorded without one: those are not judged again, unless they are held out."""
+    if config.reference == ".":
+        return dict(row.fields)
     if config.recorded_form in ("pairs", "labels") and config.reference.partition(".")[0] not in row.fields:
         return None
     reference = fields.field(row, config.reference)

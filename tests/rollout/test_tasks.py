@@ -77,6 +77,12 @@ def test_a_source_of_which_nothing_is_left_is_refused(tmp_path: Path):
 # Fields
 
 
+def test_a_dot_takes_the_whole_row_as_the_reference(tmp_path: Path):
+    rows = [{"id": f"HumanEval/{i}", "prompt": f"def f{i}():", "entry_point": "f", "test": "..."} for i in range(8)]
+    task_set = load(tmp_path, rows, prompt="{prompt}", reference=".", rewards="code")
+    assert {task.id: task.reference for task in (*task_set.train, *task_set.held_out)} == {row["id"]: row for row in rows}
+
+
 def test_a_row_becomes_a_task_by_the_configs_templates(tmp_path: Path):
     rows = [{"id": i, "metadata": {"expression": f"{i}+1", "solution": {"value": i + 1}}} for i in (1, 7)]
     task_set = load(tmp_path, rows, prompt="{metadata[expression]} =", reference="metadata.solution.value", held_out=1)
