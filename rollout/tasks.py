@@ -69,8 +69,8 @@ class TasksConfig(BaseModel):
     )
     reference: str = Field(
         default="answer",
-        description="Field that holds the reference; dots reach inside, and a dot alone takes the whole row, as unit_tests wants it of "
-        "HumanEval and MBPP.",
+        description="Field that holds the reference; dots reach inside, and a dot alone takes the whole row, which is how "
+        "unit_tests reads HumanEval and MBPP.",
     )
     completion: Template | None = Field(
         default=None,
