@@ -73,7 +73,7 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_logprobs = grad_outputs[0]  # the entropy has none
         hidden, weight, bias, targets, normalizers, kept = ctx.saved_tensors
         head, offset = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
