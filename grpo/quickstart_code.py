@@ -1,4 +1,4 @@
-"""The tasks of the code quickstart: one-line functions to be written from three examples, and judged by hidden cases in the sandbox.
+"""The tasks of the code quickstart: one-line functions to be written from three examples, judged by hidden cases in the sandbox.
 
 Their demonstrations are a hasty pupil's, who mostly looks at the first example alone and takes the function for an addition.
 Supervised fine-tuning copies the pupil. To look at a second example, and to multiply or subtract where the differences say so, is
