@@ -8,6 +8,7 @@ checkers in the referee (code_referee.py). No exit code, no printed sentence and
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
@@ -69,7 +70,8 @@ class UnitTests:
         self._limits, self._sandbox = limits, sandbox
         self._count: Count = count
         self._fence: Fence = fence
-        self._referee = Referee(size=workers)
+        # Its processes mostly wait for the sandbox, so there are as many as programs may run at one time.
+        self._referee = Referee(size=max(workers, len(os.sched_getaffinity(0))))
         self._references: OrderedDict[int, tuple[Any, CodeReference]] = OrderedDict()
 
     def prepare(self, reference: Any) -> object:
