@@ -14,13 +14,23 @@ from rollout.rows import reasoning_gym_rows
 
 
 def worked_sums(*, forgets_carry: float, seed: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
-    """The rows of reasoning_gym's basic_arithmetic with these options, each with a `demonstration`.
+    """The rows of reasoning_gym's basic_arithmetic with these options, each with a `demonstration` and whether it `is_right`.
 
     `forgets_carry` is the share of demonstrations in which a carry, where there is one, is not carried.
     """
     forgetful = random.Random(seed)
     for _, row in reasoning_gym_rows("basic_arithmetic", {"seed": seed} | options):
-        yield dict(row) | {"demonstration": worked_sum(row["metadata"]["expression"], carries=forgetful.random() >= forgets_carry)}
+        expression = row["metadata"]["expression"]
+        demonstration = worked_sum(expression, carries=forgetful.random() >= forgets_carry)
+        yield dict(row) | {"demonstration": demonstration, "is_right": demonstration == worked_sum(expression)}
+
+
+def compared_sums(*, seed: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
+    """Those of the same rows that have something to carry, worked out twice: it is carried in `chosen`, forgotten in `rejected`."""
+    for _, row in reasoning_gym_rows("basic_arithmetic", {"seed": seed} | options):
+        chosen, rejected = (worked_sum(row["metadata"]["expression"], carries=carries) for carries in (True, False))
+        if chosen != rejected:
+            yield dict(row) | {"chosen": chosen, "rejected": rejected}
 
 
 def worked_sum(expression: str, *, carries: bool = True) -> str:
