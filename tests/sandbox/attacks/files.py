@@ -251,8 +251,6 @@ def take():
 fork_until_refused(take)
 take()
 """,
-        WALL,
-        CPU,
     ),
     uses_up(
         "every_pseudo_terminal_used",

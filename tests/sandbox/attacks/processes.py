@@ -105,6 +105,19 @@ while True:
     ),
     uses_up("it_stops_itself", "os.kill(os.getpid(), signal.SIGSTOP)", WALL, EXITED),
     uses_up("its_children_are_stopped_and_it_sleeps", "fork_until_refused(lambda: os.kill(os.getpid(), 19))\ntime.sleep(60)"),
+    uses_up(
+        "dying_made_slow",
+        """
+fork_until_refused(lambda: sum(iter(int, 1)))
+held = [mmap.mmap(-1, 1 << 22, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(12)]
+for m in held: m.write(bytes(1 << 22))
+try:
+    while True: os.open("/dev/null", os.O_RDONLY)
+except OSError: pass
+os.nice(19)  # its children keep the CPU that it would need to die
+while True: pass
+""",
+    ),
     uses_up("a_vfork_that_never_returns", "libc.syscall(56, 0x4000 | 17, 0, 0, 0, 0)\ntime.sleep(60)"),
     uses_up(
         "zombies",
