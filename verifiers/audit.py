@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
+from sandbox.config import SandboxConfig
+from sandbox.pool import open_sandbox
 from sandbox.protocol import Sandbox
 from verifiers.audit_samples import Sample, samples_of
 from verifiers.errors import InvalidReference, VerifierError
@@ -67,14 +69,27 @@ class Subject(NamedTuple):
 Check = Callable[[Sequence[Subject]], Awaitable[Finding]]
 
 
-def audit(name: str, *, samples: Sequence[Sample] = (), sandbox: Sandbox | None = None) -> list[Finding]:
-    """Try every check on the verifier `name`, with its own samples and those given. Raises VerifierError for an unknown name."""
-    return asyncio.run(_audit(find(name), (*samples_of(name), *samples), sandbox))
+def audit(name: str, *, samples: Sequence[Sample] = (), sandbox: SandboxConfig | None = None) -> list[Finding]:
+    """Try every check on the verifier `name`, with its own samples and those given.
+
+    One that runs programs is tried where `sandbox` says, and not at all without it. Raises VerifierError for an unknown name.
+    """
+    return asyncio.run(_audit_in_sandbox(find(name), (*samples_of(name), *samples), sandbox))
+
+
+async def _audit_in_sandbox(entry: Entry, samples: Sequence[Sample], config: SandboxConfig | None) -> list[Finding]:
+    if "sandbox" not in entry.provided:
+        return await _audit(entry, samples, None)
+    if config is None:
+        return [Finding("builds", None, "it needs a sandbox, and none was given")]
+    sandbox = open_sandbox(config)
+    try:
+        return await _audit(entry, samples, sandbox)
+    finally:
+        await sandbox.close()
 
 
 async def _audit(entry: Entry, samples: Sequence[Sample], sandbox: Sandbox | None) -> list[Finding]:
-    if "sandbox" in entry.provided and sandbox is None:
-        return [Finding("builds", None, "it needs a sandbox, and none was given")]
     subjects: list[Subject] = []
     try:
         for each in samples or (Sample(None, {}, (), ()),):

@@ -5,10 +5,12 @@ Those of the built-in verifiers stand here. A plugin adds its own with `sample`,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from verifiers.code_hacks import FORMS, in_block, right_programs, wrong_programs
 from verifiers.math_hacks import math_hacks
 
 
@@ -91,3 +93,34 @@ sample(
     right=['"well then"'],
     wrong=['"well, then"', "well then", ""],
 )
+
+_INCREMENT = {"entry_point": "f", "cases": [{"args": [1], "expected": 2}, {"args": [5], "expected": 6}]}
+_ALWAYS_EQUAL = "class E(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return E(0)"
+sample(
+    "unit_tests",
+    reference=_INCREMENT,
+    right=["def f(x):\n    return x + 1", "```python\nf = lambda x: x + 1\n```"],
+    wrong=[
+        "def f(x):\n    return x + 2",
+        "def f(x):\n    return 2",
+        "def f(x):\n    return None",
+        "def f(x):\n    print(x + 1)",
+        "def f(x):\n    return str(x + 1)",
+        "import sys\nsys.exit(0)",
+        "import os\ndef f(x):\n    os._exit(0)",
+        "def f(x):\n    raise SystemExit",
+        "print('passed')",
+        _ALWAYS_EQUAL,
+        "def f(x):\n    while True: pass",
+        "",
+    ],
+)
+
+for _form in FORMS:
+    sample(
+        "unit_tests",
+        reference=FORMS[_form],
+        options={"limits": {"cpu_s": 1.0, "wall_s": 3.0}},
+        right=itertools.islice(map(in_block, right_programs()), 50),
+        wrong=itertools.islice(map(in_block, wrong_programs(walls=True)), 150),
+    )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from sandbox.errors import SystemFault, UserError
 
 if TYPE_CHECKING:
-    from sandbox.protocol import Sandbox
     from verifiers.audit import Finding
 
 FAULT = 1
@@ -77,12 +76,13 @@ def _verifiers(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
+    from sandbox.config import SandboxConfig
     from verifiers.audit import audit
     from verifiers.registry import entries, find, load_plugins
 
     load_plugins(args.plugin)
     names = [find(name).name for name in args.names] or [entry.name for entry in entries()]
-    sandbox = _sandbox() if args.sandbox else None
+    sandbox = SandboxConfig() if args.sandbox else None
     num_failed = 0
     for name in names:
         try:
@@ -100,10 +100,3 @@ def report(name: str, findings: Sequence[Finding]) -> list[str]:
     """The findings on one verifier as lines."""
     marks = {True: "ok", False: "FAILED", None: "-"}
     return [name, *(f"  {marks[finding.passed]:7} {finding.check}: {finding.detail}" for finding in findings)]
-
-
-def _sandbox() -> Sandbox:
-    from sandbox.config import SandboxConfig
-    from sandbox.pool import open_sandbox
-
-    return open_sandbox(SandboxConfig())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from grpo.cli import main
+from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
 from verifiers import audit_samples, registry
 from verifiers.audit import Finding, audit, mutants
@@ -45,6 +46,11 @@ def test_every_built_in_passes(name: str):
 
 def test_what_needs_a_sandbox_says_so_without_one():
     assert audit("unit_tests") == [Finding("builds", None, "it needs a sandbox, and none was given")]
+
+
+@pytest.mark.docker
+def test_what_needs_a_sandbox_passes_in_one():
+    assert failed(audit("unit_tests", sandbox=SandboxConfig())) == {}
 
 
 def judged(text: str) -> Score:
