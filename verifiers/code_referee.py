@@ -81,6 +81,7 @@ class Referee:
         self._cpu_s, self._wall_s, self._memory_mb = cpu_s, wall_s, memory_mb
         self._places = asyncio.Semaphore(size)
         self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
         self._ids = itertools.count()
 
     async def run(self, tests: TrustedTests, ask: Ask, *, stop: bool) -> AsyncGenerator[Failure | None]:
@@ -90,31 +91,41 @@ class Referee:
         """
         sources = {"setup": tests.setup, "tests": tests.tests, "name": tests.name, "cases": calls.encode(list(tests.cases))}
         request = {"id": next(self._ids), "stop": stop, "nan": tests.nan} | sources
-        async with self._places:
-            process = await self._ready()
-            try:
-                await process.send(request)
-                while not self._is_end(frame := await process.receive(), request["id"]):
-                    if "result" in frame:
-                        yield None if frame["result"] is None else Failure(*frame["result"])
-                    elif "ask" in frame:
-                        await self._pass_on(process, frame["ask"], ask)
-            except _Stopped as stopped:
-                self._idle.append(process)
-                raise stopped.cause from None
-            except BaseException:
-                process.kill()
-                raise
+        async with self._places, self._process() as process:
+            await process.send(request)
+            while not self._is_end(frame := await process.receive(), request["id"]):
+                if "result" in frame:
+                    yield None if frame["result"] is None else Failure(*frame["result"])
+                elif "ask" in frame:
+                    await self._pass_on(process, frame["ask"], ask)
+
+    @contextlib.asynccontextmanager
+    async def _process(self) -> AsyncGenerator[_Process]:
+        """A process that nobody else uses. It waits for the next request afterwards, unless this one was abandoned."""
+        process = await self._ready()
+        self._busy.add(process)
+        try:
+            yield process
+        except _Stopped as stopped:
             self._idle.append(process)
+            raise stopped.cause from None
+        except BaseException:
+            process.kill()
+            raise
+        else:
+            self._idle.append(process)
+        finally:
+            self._busy.discard(process)
 
     def pids(self) -> list[int]:
-        """The processes that wait for tests."""
-        return [process.pid for process in self._idle]
+        """The processes that run tests, and those that wait for some."""
+        return [process.pid for process in (*self._busy, *self._idle)]
 
     async def close(self) -> None:
-        """End the processes that wait for tests."""
-        while self._idle:
-            self._idle.pop().kill()
+        """End all processes."""
+        for process in (*self._busy, *self._idle):
+            process.kill()
+        self._idle.clear()
 
     async def _ready(self) -> _Process:
         while self._idle:

@@ -99,6 +99,10 @@ class UnitTests:
                     break
         return _combined(results, reference.num_cases, self._count, f"({code.place})", code.written[:MAX_SHOWN])
 
+    def pids(self) -> list[int]:
+        """The processes of the referee."""
+        return self._referee.pids()
+
     async def close(self) -> None:
         await self._referee.close()
 

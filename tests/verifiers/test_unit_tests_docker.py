@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from code_cases import CALLS, FORMS, SCRIPT
-from code_hacks import FORMS as HACKED_FORMS
-from code_hacks import Made, right_programs, wrong_programs
 
 from sandbox.config import SandboxConfig
 from sandbox.ownership import LABEL_OWNER, Owner
 from sandbox.types import Limits
+from verifiers import code_hacks
+from verifiers.code_hacks import in_block, right_programs, wrong_programs
 from verifiers.recorded import verify_file
 from verifiers.reward import RewardMix
 from verifiers.service import Text, VerifierService
@@ -86,13 +86,9 @@ async def test_humaneval_with_emptied_bodies_fails():
     assert outcomes == {Outcome.WRONG: 164}
 
 
-def text_of(program: Made) -> str:
-    return f"```python\n{program.source}```"
-
-
 async def test_every_right_program_passes_in_every_form():
     programs = list(right_programs())
-    cases = [(f"{made.parts} ({form})", ref, text_of(made)) for made in programs for form, ref in HACKED_FORMS.items()]
+    cases = [(f"{made.parts} ({form})", ref, in_block(made)) for made in programs for form, ref in code_hacks.FORMS.items()]
     limits = Limits(cpu_s=10)
     failed = [(name, v.scores[0].reason) async for name, v in judged(service(limits), cases) if v.reward != 1]
     assert failed == []
@@ -101,7 +97,7 @@ async def test_every_right_program_passes_in_every_form():
 
 async def test_no_wrong_program_passes_in_any_form():
     programs = list(wrong_programs(walls=True))
-    cases = [(f"{made.parts} ({form})", ref, text_of(made)) for made in programs for form, ref in HACKED_FORMS.items()]
+    cases = [(f"{made.parts} ({form})", ref, in_block(made)) for made in programs for form, ref in code_hacks.FORMS.items()]
     limits = Limits(cpu_s=0.5, wall_s=1.5)
     passed = [
         (name, v.cause or v.scores[0].reason)
@@ -144,3 +140,4 @@ def test_recorded_programs_are_verified_from_end_to_end(tmp_path: Path):
     assert {name: line["reward"] for name, line in out.items()} == rewards | {"no cases": None}
     assert "cases is empty" in out["no cases"]["cause"]
     assert summary.num_correct == 5
+

@@ -6,19 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from code_hacks import (
-    FORMS,
-    HARMFUL_PRELUDES,
-    HARMLESS_PRELUDES,
-    RIGHT_BODIES,
-    WRONG_BODIES,
-    Made,
-    right_programs,
-    wrong_programs,
-)
-
 from sandbox.types import Limits
 from tests.fakes import FakeSandbox
+from verifiers.code_hack_bodies import RIGHT_BODIES, WRONG_BODIES
+from verifiers.code_hack_preludes import HARMFUL_PRELUDES, HARMLESS_PRELUDES
+from verifiers.code_hacks import FORMS, Made, in_block, right_programs, wrong_programs
 from verifiers.types import Outcome, Score, Task
 from verifiers.unit_tests import UnitTests
 
@@ -39,7 +31,7 @@ async def judged(verifier: UnitTests, programs: Iterable[Made]) -> list[tuple[Ma
 
     async def judge(program: Made, form: str) -> tuple[Made, Score]:
         async with turn:
-            score = await verifier.score(Task("t", "", FORMS[form], "code"), f"```python\n{program.source}```")
+            score = await verifier.score(Task("t", "", FORMS[form], "code"), in_block(program))
             return Made(f"{program.parts} ({form})", program.source), score
 
     names = list(FORMS)
