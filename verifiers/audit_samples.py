@@ -6,12 +6,10 @@ Those of the built-in verifiers stand here. A plugin adds its own with `sample`,
 from __future__ import annotations
 
 import itertools
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verifiers.code_hacks import FORMS, in_block, right_programs, wrong_programs
 from verifiers.code_hacks import FORMS, in_block, right_programs, wrong_programs
 from verifiers.math_hacks import math_hacks
 
@@ -96,15 +94,6 @@ sample(
     wrong=['"well, then"', "well then", ""],
 )
 
-for _form in FORMS:
-    sample(
-        "unit_tests",
-        reference=FORMS[_form],
-        options={"limits": {"cpu_s": 1.0, "wall_s": 3.0}},
-        right=itertools.islice(map(in_block, right_programs()), 50),
-        wrong=itertools.islice(map(in_block, wrong_programs(walls=True)), 150),
-    )
-
 _INCREMENT = {"entry_point": "f", "cases": [{"args": [1], "expected": 2}, {"args": [5], "expected": 6}]}
 _ALWAYS_EQUAL = "class E(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return E(0)"
 sample(
@@ -122,7 +111,6 @@ sample(
         "def f(x):\n    raise SystemExit",
         "print('passed')",
         _ALWAYS_EQUAL,
-        "def f(x):\n    while True: pass",
         "",
     ],
 )
