@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +120,15 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize("objective", ALL, ids=repr)
 def test_a_config_table_names_its_objective(objective):
     assert TypeAdapter(AnyObjective).validate_python(objective.model_dump()) == objective
+
+
+def test_the_page_about_objectives_names_each_with_its_paper():
+    page = (Path(__file__).parents[2] / "docs/objectives.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` ?(?:\[([\d.]+)\])?", page, re.MULTILINE))
+    papers = {o.name: re.search(r"arXiv:([\d.]+)\.", type(o).model_fields["name"].description or "") for o in DEFAULTS}
+    assert {name: paper for name, paper in rows.items() if name in papers} == {
+        name: match[1] if match else "" for name, match in papers.items()
+    }
 
 
 @pytest.mark.parametrize("bounds", [(1.5, 2.0), (0.5, 0.9), (-1.0, 2.0), (math.nan, 2.0)])
