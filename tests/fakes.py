@@ -316,10 +316,11 @@ if given["entry_point"]:
         return received[:-1].decode("utf-8", "replace")
 
     def wait(self) -> Execution:
-        try:
-            self._process.wait(self._limits.wall_clock_s)
-        except subprocess.TimeoutExpired:
-            return self._ended(Ending.WALL_TIME)
+        deadline = self._started + self._limits.wall_clock_s
+        while os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > deadline:
+                return self._ended(Ending.WALL_TIME)
+            time.sleep(0.002)
         return self._ended()
 
     def kill(self) -> None:
@@ -339,9 +340,8 @@ if given["entry_point"]:
         if self._execution is not None:
             return self._execution
         if ending is None:
-            self._process.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
         code = self._process.wait()
         os.close(self._questions)
         os.close(self._answers)

@@ -233,7 +233,7 @@ class _Process:
 
     def kill(self) -> None:
         """End it and what it forked, and leave no zombie."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.poll() is None:  # once it is reaped, its number may be another's; its fork dies with it
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
         self._socket.close()

@@ -140,4 +140,3 @@ def test_recorded_programs_are_verified_from_end_to_end(tmp_path: Path):
     assert {name: line["reward"] for name, line in out.items()} == rewards | {"no cases": None}
     assert "cases is empty" in out["no cases"]["cause"]
     assert summary.num_correct == 5
-
