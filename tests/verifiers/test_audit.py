@@ -49,6 +49,8 @@ def test_what_needs_a_sandbox_says_so_without_one():
 
 
 @pytest.mark.docker
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_what_needs_a_sandbox_passes_in_one():
     assert failed(audit("unit_tests", sandbox=SandboxConfig())) == {}
 
