@@ -1,6 +1,8 @@
 """Tests ask nothing of the network, and tell it nothing. Set before the first import that would read it."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,3 +44,12 @@ def why_no_docker() -> str:
     except SandboxUnavailable as error:
         return str(error)
     return ""
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_outlives_its_test() -> Iterator[None]:
+    """What a test's own file registered goes with the test: another test may use the name."""
+    yield
+    registry = sys.modules.get("verifiers.registry")
+    for name in [name for name, entry in getattr(registry, "_entries", {}).items() if "/pytest-of-" in entry.origin]:
+        del registry._entries[name]

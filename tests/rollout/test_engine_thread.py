@@ -105,6 +105,7 @@ async def test_a_failed_step_tells_everyone_who_waits_or_comes_later():
     assert all(isinstance(result, WorkerLost) for result in await asyncio.gather(*waiting, return_exceptions=True))
     with pytest.raises(WorkerLost):
         await thread.call(lambda engine: engine.num_steps)
+    await asyncio.to_thread(thread.stop)
     assert thread.engine.is_closed
 
 

@@ -126,6 +126,7 @@ def test_a_verifier_that_only_looks_at_the_first_digit_is_found():
     assert list(failed(findings)) == ["mutants of the reference do not"]
 
 
+@pytest.mark.slow
 def test_a_verifier_that_takes_a_dead_worker_for_a_wrong_answer_is_found():
     @verifier("careless")
     class Careless(Answers):

@@ -169,7 +169,7 @@ def test_references_are_parsed_in_several_threads_at_one_time():
     gc.set_threshold(20)
     try:
         with ThreadPoolExecutor(8) as threads:
-            assert {parsed.num_cases for parsed in threads.map(parse_reference, [row] * 100)} == {1}
+            assert {parsed.num_cases for parsed in threads.map(parse_reference, [row] * 20)} == {1}
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(let_others_run)

@@ -150,6 +150,7 @@ async def test_an_endless_plugin_holds_up_nothing_else(plugin: Path):
     await made.close()
 
 
+@pytest.mark.slow
 async def test_waiting_for_an_endless_neighbour_is_not_charged(plugin: Path):
     made = service(plugin, workers=1, wild={})
     made._deadline_s = 6.0  # two endless scores take 4 s of the only worker, each of them 2

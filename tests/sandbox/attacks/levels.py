@@ -108,6 +108,7 @@ class LevelUnderAttack:
         with contextlib.suppress(OSError):  # another run on this machine has it
             self._listener.bind("\0grpo-attack-host")
             self._listener.listen()
+        self._others = {child.pid for child in psutil.Process().children()}  # what other tests of this run left running
         self.sandbox = open_sandbox(self._config, patience_s=0.0)
         self.clean = self.look_around()
         self._host = host_state()
@@ -182,7 +183,7 @@ class LevelUnderAttack:
         self._thread.join()
         self._listener.close()
         if self._client is None:
-            return len(psutil.Process().children(recursive=True))
+            return len({child.pid for child in psutil.Process().children()} - self._others)
         left = self._client.api.containers(all=True, filters={"label": f"{LABEL_OWNER}={Owner.current()}"})
         self._client.close()
         return len(left)
