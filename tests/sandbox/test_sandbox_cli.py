@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def program(tmp_path: Path) -> Path:
 )
 def test_the_commands_parse(words: list[str]):
     make_parser().parse_args(["sandbox", *words])
+
+
+def test_every_command_of_the_page_on_the_sandbox_parses():
+    page = (Path(__file__).parents[2] / "docs/sandbox.md").read_text()
+    commands = [shlex.split(line, comments=True)[1:] for line in page.splitlines() if line.startswith("grpo ")]
+    assert len(commands) >= 5
+    for words in commands:
+        make_parser().parse_args(words)
 
 
 @pytest.mark.parametrize("command", ["build", "doctor", "run", "clean"])
