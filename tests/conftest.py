@@ -50,6 +50,6 @@ def why_no_docker() -> str:
 def no_plugin_outlives_its_test() -> Iterator[None]:
     """What a test's own file registered goes with the test: another test may use the name."""
     yield
-    registry = sys.modules.get("verifiers.registry")
-    for name in [name for name, entry in getattr(registry, "_entries", {}).items() if "/pytest-of-" in entry.origin]:
-        del registry._entries[name]
+    entries = getattr(sys.modules.get("verifiers.registry"), "_entries", {})
+    for name in [name for name, entry in entries.items() if "/pytest-of-" in entry.origin]:
+        del entries[name]

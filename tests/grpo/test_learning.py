@@ -122,7 +122,7 @@ async def test_dpo_follows_recorded_preferences_and_stays_near_its_reference(mod
         )
         for i in range(8)
     ]
-    margins = {}
+    margins, metrics = {}, {}
     for beta in (0.1, 1.0):
         objective = Dpo(beta=beta)
         learner = make_learner(model_path, objective=objective, learning_rate=2e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,17 @@ def test_self_play_with_adapters(tmp_path: Path) -> None:
 
 
 def test_recorded_labels(tmp_path: Path) -> None:
-    steps = run(tmp_path, "kto", "groups_per_step=16", "learner.learning_rate=1e-3", "steps=12")
-    assert steps[-1]["preference/chosen"] > steps[-1]["preference/rejected"]
+    rows = [{"prompt": f"{n}?", "completion": word, "label": word == "even"} for n in range(200) for word in ("even", "oddly")]
+    (tmp_path / "labels.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    recorded = (
+        f"tasks.source={tmp_path}/labels.jsonl",
+        "tasks.prompt={prompt}",
+        "tasks.completion={completion}",
+        "tasks.label=label",
+    )
+    steps = run(tmp_path, "kto", *recorded, *LUCKY, "groups_per_step=16", "learner.learning_rate=1e-3", "steps=12")
+    assert abs(steps[0]["preference/chosen"] - steps[0]["preference/rejected"]) < 1e-4  # the policy is its own reference
+    assert steps[-1]["preference/chosen"] > steps[-1]["preference/rejected"] + 1
 
 
 def test_online_dpo_is_resumed_where_its_reference_stood(tmp_path: Path) -> None:
