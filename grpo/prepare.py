@@ -89,11 +89,12 @@ def check_recorded_lengths(task_set: TaskSet, prompting: Prompting, positions: i
 
 
 async def check_references(config: RunConfig, task_set: TaskSet) -> None:
-    """Refuse an unknown verifier, a reference that none understands, or a missing sandbox, before anything costly starts."""
+    """Refuse an unknown verifier, a reference that none understands, a missing sandbox or judge, before anything costly starts."""
     verifiers = VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
     try:
         await verifiers.prepare(judged_tasks(config, task_set))
         await verifiers.probe_sandbox(config.tasks.rewards)
+        await verifiers.probe(config.tasks.rewards)
     finally:
         await verifiers.close()
 

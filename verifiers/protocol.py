@@ -48,6 +48,22 @@ class ScoresNow(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesTurns(Protocol):
+    """What a verifier may also say when it works on few scores at a time: the others wait in the service, where no clock runs."""
+
+    max_at_once: int
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """What a verifier that depends on others may also do before a run starts."""
+
+    async def probe(self) -> None:
+        """Find out whether what it depends on is there. Raises SystemFault with what to do."""
+        ...
+
+
 class Rule:
     """A registered function and its options, as a Verifier. It runs where the service runs, so it should take microseconds."""
 

@@ -23,6 +23,7 @@ from sandbox.protocol import Sandbox
 from sandbox.types import Program
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.options import did_you_mean
+from verifiers.protocol import Probed, TakesTurns
 from verifiers.registry import Verifier, find, load_plugins
 from verifiers.reward import RewardMix, built_in_mixes, combine
 from verifiers.types import Outcome, Score, Task, Verdict, infra
@@ -145,6 +146,15 @@ class VerifierService:
         if any(self._turns.get(id(verifier)) is self._sandbox_turns for verifier in self._verifiers[mix_name].values()):
             await self._sandbox.run(Program(""))
 
+    async def probe(self, mix_name: str) -> None:
+        """Try what the verifiers of this mix depend on, where they say how. Raises SystemFault, which says what to do."""
+        for name, verifier in self._verifiers[mix_name].items():
+            if isinstance(verifier, Probed):
+                try:
+                    await verifier.probe()
+                except SystemFault as error:
+                    raise SystemFault(f"rewards.{mix_name}.{name}: {error}") from None
+
     async def close(self) -> None:
         """Close every verifier, then the sandbox; one that fails to close does not keep the others open."""
         closing = [verifier.close() for verifier in self._built.values()]
@@ -172,6 +182,8 @@ class VerifierService:
                 self._turns[id(built)] = self._sandbox_turns
             elif "workers" in entry.provided or entry.runs_apart:
                 self._turns[id(built)] = asyncio.Semaphore(TURNS_PER_SLOT * workers)
+            elif isinstance(built, TakesTurns):
+                self._turns[id(built)] = asyncio.Semaphore(built.max_at_once)
         return self._built[key]
 
     def _mix(self, task: Task) -> RewardMix:
