@@ -94,6 +94,15 @@ def boxed_answer(region: str) -> Extraction | None:
     return Extraction(answers[-1], others)
 
 
+def tagged_answer(region: str) -> Extraction | None:
+    """What stands in the last `<answer>…</answer>`, stripped. None where none opens, or the last never closes."""
+    _, *opened = region.split("<answer>")
+    if not opened or "</answer>" not in opened[-1]:
+        return None
+    *others, answer = (each.partition("</answer>")[0].strip() for each in opened)
+    return Extraction(answer, tuple(dict.fromkeys(other for other in others if other != answer)))
+
+
 def lenient_answer(region: str) -> Extraction | None:
     """For evaluation only: the box, unless a "final answer is" follows it; without a box, the last answer that is stated."""
     boxed = boxed_answer(region)
