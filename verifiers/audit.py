@@ -14,14 +14,15 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from sandbox.config import SandboxConfig
 from sandbox.pool import open_sandbox
 from sandbox.protocol import Sandbox
-from verifiers.audit_samples import Sample, samples_of
+from verifiers.audit_samples import Sample, missing_options, samples_of
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.hostile_texts import few_hostile_texts
 from verifiers.plugin_verifier import PluginRule, PluginVerifier
@@ -69,12 +70,19 @@ class Subject(NamedTuple):
 Check = Callable[[Sequence[Subject]], Awaitable[Finding]]
 
 
-def audit(name: str, *, samples: Sequence[Sample] = (), sandbox: SandboxConfig | None = None) -> list[Finding]:
-    """Try every check on the verifier `name`, with its own samples and those given.
+def audit(
+    name: str, *, samples: Sequence[Sample] = (), options: Mapping[str, Any] | None = None, sandbox: SandboxConfig | None = None
+) -> list[Finding]:
+    """Try every check on the verifier `name`, with its own samples and those given; `options` come on top of those of each.
 
-    One that runs programs is tried where `sandbox` says, and not at all without it. Raises VerifierError for an unknown name.
+    One that runs programs is tried where `sandbox` says, and not at all without it; nor is one whose samples leave out options that
+    it needs, such as an address, unless `options` has them. Raises VerifierError for an unknown name.
     """
-    return asyncio.run(_audit_in_sandbox(find(name), (*samples_of(name), *samples), sandbox))
+    entry, given = find(name), dict(options or {})
+    if missing := missing_options(entry, given):
+        return [Finding("builds", None, f"it needs {', '.join(missing)}, and no config gave them (--config)")]
+    tried = [replace(each, options={**each.options, **given}) for each in (*samples_of(name), *samples)]
+    return asyncio.run(_audit_in_sandbox(entry, tried, sandbox))
 
 
 async def _audit_in_sandbox(entry: Entry, samples: Sequence[Sample], config: SandboxConfig | None) -> list[Finding]:

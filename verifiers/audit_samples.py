@@ -8,10 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verifiers.code_hacks import FORMS, in_block, right_programs, wrong_programs
+from verifiers.judge_hacks import judge_hacks
 from verifiers.math_hacks import math_hacks
+
+if TYPE_CHECKING:
+    from verifiers.registry import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,14 @@ def sample(
 def samples_of(name: str) -> tuple[Sample, ...]:
     """The samples of a verifier, in the order they were added."""
     return tuple(_samples.get(name, ()))
+
+
+def missing_options(entry: Entry, given: Iterable[str] = ()) -> list[str]:
+    """Options that a verifier needs and that none of its own samples states; none for a verifier without samples."""
+    samples = samples_of(entry.name)
+    stated = {*given, *itertools.chain.from_iterable(each.options for each in samples)}
+    needed = [name for name, field in entry.options.model_fields.items() if field.is_required()]
+    return [name for name in needed if name not in stated] if samples else []
 
 
 for _number in (2, 42, 1000):
@@ -123,3 +135,6 @@ for _form in FORMS:
         right=itertools.islice(map(in_block, right_programs()), 50),
         wrong=itertools.islice(map(in_block, wrong_programs(walls=True)), 150),
     )
+
+# Which endpoint, which model and which principles, only a config can say.
+sample("judge", reference="Forty-two.", wrong=judge_hacks())

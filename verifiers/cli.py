@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import SystemFault, UserError
 
 if TYPE_CHECKING:
     from verifiers.audit import Finding
+    from verifiers.reward import RewardMix
 
 FAULT = 1
 
@@ -47,6 +49,9 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     audit.add_argument(
         "--sandbox", action="store_true", help="also those that run programs; needs the sandbox (grpo sandbox doctor)"
     )
+    audit.add_argument(
+        "--config", type=Path, metavar="FILE", help="take what a verifier needs (judge: its endpoint) from the mixes of this config"
+    )
     _add_plugin(audit)
     audit.set_defaults(command=_audit)
 
@@ -78,22 +83,47 @@ def _verifiers(args: argparse.Namespace) -> int:
 def _audit(args: argparse.Namespace) -> int:
     from sandbox.config import SandboxConfig
     from verifiers.audit import audit
+    from verifiers.audit_samples import missing_options
     from verifiers.registry import entries, find, load_plugins
 
     load_plugins(args.plugin)
     names = [find(name).name for name in args.names] or [entry.name for entry in entries()]
     sandbox = SandboxConfig() if args.sandbox else None
+    mixes = _mixes(args.config) if args.config is not None else {}
     num_failed = 0
-    for name in names:
+    audits = [(each, options) for each in names for options in _given(mixes, each, missing_options(find(each)))]
+    for name, options in audits:
         try:
-            findings = audit(name, sandbox=sandbox)
+            findings = audit(name, options=options, sandbox=sandbox)
         except SystemFault as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return FAULT
         print("\n".join(report(name, findings)), flush=True)
         num_failed += any(finding.passed is False for finding in findings)
-    print(f"{len(names)} audited, {num_failed} failed")
+    print(f"{len(audits)} audited, {num_failed} failed")
     return FAULT if num_failed else 0
+
+
+def _mixes(config: Path) -> dict[str, RewardMix]:
+    """The mixes of a config; nothing else in it is looked at."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from verifiers.options import explain
+    from verifiers.reward import RewardMix
+
+    mixes = dict[str, RewardMix]
+    try:
+        return TypeAdapter(mixes).validate_python(tomllib.loads(config.read_text(encoding="utf-8")).get("rewards", {}))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}. Give a TOML file.") from None
+    except ValidationError as error:
+        raise UserError(f"{config}: {explain(error, mixes, 'rewards')}") from None
+
+
+def _given(mixes: Mapping[str, RewardMix], name: str, missing: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """The options of each component that uses the verifier, if it lacks any without them; else none, once."""
+    used = [mix[each].options for mix in mixes.values() for each in mix if mix.verifier_name(each) == name]
+    yield from used if used and missing else [{}]
 
 
 def report(name: str, findings: Sequence[Finding]) -> list[str]:

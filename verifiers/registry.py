@@ -38,6 +38,7 @@ BUILT_IN = (
     "verifiers.length_rules",
     "verifiers.instruction_rules",
     "verifiers.unit_tests",
+    "verifiers.judge",
 )
 
 RULE_DEADLINE_S, VERIFIER_DEADLINE_S = 5.0, 300.0
