@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from grpo.rescore_command import add_rescore
+from grpo.tasks_command import add_tasks
 from sandbox.cli import LEVELS, add_sandbox
 from sandbox.errors import SystemFault, UserError
 from verifiers.cli import add_verifiers
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     add_rescore(commands)
     add_verifiers(commands)
+    add_tasks(commands)
     add_sandbox(commands)
     return parser
 

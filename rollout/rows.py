@@ -98,7 +98,10 @@ def _hugging_face(source: str, rest: str, base: Path) -> Iterator[Row]:
 
 
 def reasoning_gym_rows(name: str, options: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of one of reasoning_gym's generated datasets. The same options give the same rows; `seed` is 0 unless given."""
+    """The rows of one of reasoning_gym's generated datasets. The same options give the same rows; `seed` is 0 unless given.
+
+    Beside the dataset's own fields each has `entry`, plain JSON, which is what the verifier `reasoning_gym` takes as a reference.
+    """
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
@@ -111,7 +114,9 @@ def reasoning_gym_rows(name: str, options: Mapping[str, Any]) -> Iterator[Row]:
     except (TypeError, AssertionError, ValueError) as error:
         raise TaskError(f"reasoning_gym:{name} does not take these options: {error}. Mend what follows the ?.") from None
     for index in range(len(dataset)):
-        yield Row(f"{name}:{options['seed']}:{index}", dataset[index])
+        made = dataset[index]
+        entry = {"dataset": name, "options": options, "answer": made["answer"], "metadata": made["metadata"]}
+        yield Row(f"{name}:{options['seed']}:{index}", {**made, "entry": json.loads(json.dumps(entry))})
 
 
 def _python_function(source: str, rest: str, base: Path) -> Iterator[Row]:

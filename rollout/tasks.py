@@ -48,6 +48,13 @@ def _template(text: str) -> str:
     return text
 
 
+# What a source asks for when the config names no rewards; the verifier of that mix looks for its answer there.
+OF_REASONING_GYM = {
+    "prompt": "{question}\n\nState your final answer between <answer> and </answer>.",
+    "reference": "entry",
+    "rewards": "reasoning_gym",
+}
+
 Text = Annotated[str, AfterValidator(_without_escapes)]
 Template = Annotated[Text, AfterValidator(_template)]
 
@@ -87,7 +94,9 @@ class TasksConfig(BaseModel):
     )
     rejected: Template | None = Field(default=None, description="Template of the worse completion of a recorded pair.")
     rewards: str = Field(
-        default="math", description="Reward mix that judges these tasks: a name under [rewards], or a built-in one."
+        default="math",
+        description="Reward mix that judges these tasks: a name under [rewards], or a built-in one. Without it, tasks of "
+        "reasoning_gym: are judged by its own scorers, and prompt and reference default to what those need.",
     )
     system: Text | None = Field(
         default=None, description="System message put before the prompt, unless it begins with its own; needs a chat template."
@@ -97,6 +106,13 @@ class TasksConfig(BaseModel):
     held_out_source: str | None = Field(
         default=None, description="Take the held-out tasks from this source instead of from `source`."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_source(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "rewards" not in values and str(values.get("source")).startswith("reasoning_gym:"):
+            return OF_REASONING_GYM | values
+        return values
 
     @model_validator(mode="after")
     def _one_recorded_form(self) -> TasksConfig:

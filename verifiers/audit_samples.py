@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from verifiers.code_hacks import FORMS, in_block, right_programs, wrong_programs
 from verifiers.judge_hacks import judge_hacks
 from verifiers.math_hacks import math_hacks
+from verifiers.reasoning_gym_neighbours import garbage, programs
 
 if TYPE_CHECKING:
     from verifiers.registry import Entry
@@ -104,6 +105,27 @@ sample(
     reference={"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]},
     right=['"well then"'],
     wrong=['"well, then"', "well then", ""],
+)
+
+sample(
+    "reasoning_gym",
+    reference={"dataset": "chain_sum", "answer": "-4", "metadata": {}},
+    right=["<answer>-4</answer>", "<think><answer>4</answer></think> It is <answer> -4.0 </answer>."],
+    wrong=[
+        *(f"<answer>{text}</answer>" for text in ("4", "-5", "-4 or 4", "-4.0001", "It is -4", "- 4", "", "<answer>-4", "NaN")),
+        *(f"<answer>{text}</answer>" for text in (*programs("/tmp/audited"), *garbage())),
+        "<answer>-4</answer> <answer>4</answer>",
+        "<answer>-4",
+        "-4",
+        "\\boxed{-4}",
+    ],
+)
+sample(
+    "reasoning_gym",
+    reference={"dataset": "sentence_reordering", "answer": "it is so", "metadata": {}},
+    options={"inside": "box", "partial": True},
+    right=["\\boxed{it is so}"],
+    wrong=["\\boxed{it so is}", "\\boxed{it is so so}", "<answer>it is so</answer>", "\\boxed{so it is} or \\boxed{it is so}"],
 )
 
 _INCREMENT = {"entry_point": "f", "cases": [{"args": [1], "expected": 2}, {"args": [5], "expected": 6}]}

@@ -38,6 +38,7 @@ BUILT_IN = (
     "verifiers.length_rules",
     "verifiers.instruction_rules",
     "verifiers.unit_tests",
+    "verifiers.reasoning_gym",
     "verifiers.judge",
 )
 

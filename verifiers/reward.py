@@ -101,11 +101,16 @@ def combine(mix: RewardMix, scores: Mapping[str, Score]) -> Verdict:
 
 
 def built_in_mixes() -> dict[str, RewardMix]:
-    """The mixes that exist without any config: `math` (the answer alone), `math_lenient` (for evaluation beside other graders: no
-    box is needed, sums need not be evaluated, decimals may be rounded), `code` (all tests pass), `format` (think, then answer)."""
+    """The mixes that exist without any config.
+
+    `math` is the answer alone; `math_lenient` is for evaluation beside other graders: no box is needed, sums need not be evaluated,
+    decimals may be rounded. `code`: all tests pass. `format`: think, then answer. `reasoning_gym`: full marks from the dataset's own
+    scorer.
+    """
     return {
         "math": RewardMix({"math": Component()}),
         "math_lenient": RewardMix({"math": Component(options={"lenient": True, "evaluated": False, "rounded": 4})}),
         "code": RewardMix({"unit_tests": Component()}),
         "format": RewardMix({"format": Component(options={"preset": "think_answer"})}),
+        "reasoning_gym": RewardMix({"reasoning_gym": Component()}),
     }

@@ -1,0 +1,145 @@
+"""Answers judged by reasoning-gym's scorers: full marks or wrong, whoever's scorer it is, and never a program run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rollout.rows import read_rows
+from rollout.tasks import TasksConfig, load_tasks
+from verifiers.errors import InvalidReference
+from verifiers.reasoning_gym import MAX_CHARACTERS, ReasoningGym
+from verifiers.types import Outcome, Score, Task
+
+CHAIN = {"dataset": "chain_sum", "answer": "-4", "metadata": {"source_dataset": "chain_sum"}}
+BOARD = {"dataset": "color_cube_rotation", "answer": "red", "metadata": {}}
+
+
+@pytest.fixture(scope="module")
+def gym() -> Iterator[ReasoningGym]:
+    verifier = ReasoningGym(workers=1)
+    yield verifier
+    asyncio.run(verifier.close())
+
+
+@pytest.fixture
+def judge(gym: ReasoningGym) -> Callable[..., Score]:
+    def judge(reference: Any, text: str, verifier: ReasoningGym = gym) -> Score:
+        return asyncio.run(verifier.score(Task("t", "", reference, "reasoning_gym"), text))
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "reason"),
+    [
+        ("<think>hm</think>It is <answer>-4</answer>.", "correct", "full marks"),
+        ("<answer>\n -4.0\n</answer>", "correct", "full marks"),
+        ("<answer>4</answer>", "wrong", "the scorer gives 0"),
+        ("<answer>It is -4</answer>", "wrong", "the scorer gives 0.25"),  # which it does: two of eight characters
+        ("<answer>-4</answer> or <answer>4</answer>", "wrong", "hedged: another answer says -4"),
+        ("<answer>-4</answer> <answer> -4 </answer>", "correct", "full marks"),
+        ("<answer>4<answer>-4</answer>", "wrong", "hedged: another answer says 4"),
+        ("<answer>-4", "unparseable", "no <answer>…</answer> after the reasoning"),
+        ("<answer>-4</answer> <answer>", "unparseable", "no <answer>…</answer> after the reasoning"),
+        ("-4", "unparseable", "no <answer>…</answer> after the reasoning"),
+        ("<think><answer>-4</answer>", "unparseable", "nothing after the reasoning"),
+        ("<answer>-4</answer></think>", "unparseable", "nothing after the reasoning"),
+        ("<answer></answer>", "wrong", "the scorer gives 0"),
+        ("<answer>\x00\ud800</answer>", "wrong", "the scorer gives 0"),
+        ("<answer>__import__('os')._exit(0)</answer>", "wrong", "the scorer gives 0"),
+    ],
+)
+def test_the_answer_in_the_tags_is_scored(judge: Callable[..., Score], text: str, outcome: str, reason: str):
+    score = judge(CHAIN, text)
+    assert (score.outcome, score.reason) == (outcome, reason)
+
+
+def test_an_answer_too_large_to_score_is_a_timeout(judge: Callable[..., Score]):
+    score = judge(CHAIN, f"<answer>{'9' * (MAX_CHARACTERS + 1)}</answer>")
+    assert score.outcome is Outcome.TIMEOUT
+    assert score.extracted is not None
+    assert len(score.extracted) == 200
+
+
+def test_partial_credit_counts_only_where_it_is_asked_for(judge: Callable[..., Score]):
+    generous = ReasoningGym(partial=True, workers=1)
+    try:
+        scores = [judge(BOARD, "<answer>blue</answer>"), judge(BOARD, "<answer>blue</answer>", generous)]
+    finally:
+        asyncio.run(generous.close())
+    assert [(score.outcome, score.value) for score in scores] == [("wrong", 0.0), ("partial", 0.01)]
+
+
+def test_a_box_is_read_where_the_config_says_so(judge: Callable[..., Score]):
+    boxed = ReasoningGym(inside="box", workers=1)
+    try:
+        assert boxed.example(CHAIN) == "\\boxed{-4}"
+        assert judge(CHAIN, "so \\boxed{-4}", boxed).outcome is Outcome.CORRECT
+        assert judge(CHAIN, "<answer>-4</answer>", boxed).outcome is Outcome.UNPARSEABLE
+    finally:
+        asyncio.run(boxed.close())
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("-4", "expected an entry of a reasoning-gym dataset, found '-4'. Take tasks from the source reasoning_gym:NAME"),
+        ({"dataset": "chain_sum", "answer": "-4"}, "metadata is missing"),
+        (CHAIN | {"dataset": "chain_som"}, "reasoning-gym has no dataset 'chain_som'. Did you mean chain_sum?"),
+        (CHAIN | {"dataset": "binary_matrix"}, "binary_matrix is not trusted: its scorer evaluates texts as Python"),
+        (CHAIN | {"answer": None}, "answer is nothing"),
+        (CHAIN | {"answer": ""}, "its own answer '' does not get full marks"),
+        (CHAIN | {"metadata": {"a": {1, 2}}}, "its metadata is not plain JSON"),
+        (CHAIN | {"options": {"min_trems": 2}}, "not trusted with the options .*min_trems"),
+        (
+            {"dataset": "figlet_font", "answer": "A", "metadata": {}, "options": {"min_word_len": 12, "max_word_len": 14}},
+            "figlet_font is not trusted with the options .* gets 1, where",  # ten letters of twelve are enough for its scorer
+        ),
+    ],
+)
+def test_a_reference_of_no_use_is_refused_before_training(gym: ReasoningGym, reference: Any, message: str):
+    with pytest.raises(InvalidReference, match=message):
+        gym.prepare(reference)
+
+
+def test_a_broken_scorer_is_not_taken_for_a_wrong_answer(judge: Callable[..., Score]):
+    with pytest.raises(Exception, match="does not give its own reference full marks"):
+        judge({"dataset": "sudoku", "answer": "1", "metadata": {}}, "<answer>2</answer>")
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "rearc", "knights_knaves"])
+def test_a_run_can_train_on_a_trusted_dataset_by_its_name_alone(gym: ReasoningGym, judge: Callable[..., Score], name: str):
+    tasks = load_tasks(TasksConfig.model_validate({"source": f"reasoning_gym:{name}?size=4", "held_out": 1})).train
+    for task in tasks:
+        gym.prepare(task.reference)
+        assert json.loads(json.dumps(task.reference)) == task.reference
+        assert judge(task.reference, gym.example(task.reference)).outcome is Outcome.CORRECT
+        other = next(other for other in tasks if other.reference["answer"] != task.reference["answer"])
+        assert judge(task.reference, gym.example(other.reference)).outcome is Outcome.WRONG
+        assert task.rewards == "reasoning_gym"
+        assert str(task.prompt).endswith("\n\nState your final answer between <answer> and </answer>.")
+
+
+def test_who_names_rewards_keeps_the_ordinary_defaults():
+    config = TasksConfig.model_validate({"source": "reasoning_gym:chain_sum", "rewards": "math"})
+    assert (config.prompt, config.reference, config.rewards) == ("{question}", "answer", "math")
+    assert TasksConfig(source="mine.jsonl").rewards == "math"
+
+
+def test_rows_of_one_seed_are_the_same_and_carry_their_options():
+    rows = list(read_rows("reasoning_gym:chain_sum?size=2&min_terms=3"))
+    assert rows == list(read_rows("reasoning_gym:chain_sum?size=2&min_terms=3"))
+    assert rows[0].fields["entry"]["options"] == {"seed": 0, "size": 2, "min_terms": 3}
+
+
+def test_the_library_is_loaded_in_the_workers_alone():
+    probe = "import sys, verifiers.reasoning_gym; print('reasoning_gym' in sys.modules, 'sympy' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert said == "False False\n"
