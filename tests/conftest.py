@@ -19,6 +19,14 @@ os.environ.update(QUIET)
 NO_DOCKER = pytest.StashKey[str]()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The quick tests as a whole have every core; a few of them are not worth it, and the slow ones want a machine each."""
+    is_whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    is_quick = config.option.markexpr.startswith("not ray and not docker")
+    return len(os.sched_getaffinity(0)) if is_whole and is_quick else 0
+
+
 @pytest.hookimpl(trylast=True)  # after -m has left out what was not asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked docker are skipped where no daemon answers."""
