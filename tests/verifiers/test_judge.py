@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from judge_endpoint import PRINCIPLES, TASK, Answer, code_of, endpoint, grading, said, verdict
 
-from grpo.config import RunConfig
+from grpo.config import RunConfig, load_config
 from grpo.prepare import check_references
 from rollout.tasks import TasksConfig, TaskSet
 from sandbox.errors import SystemFault
@@ -351,6 +351,19 @@ async def test_a_run_whose_judge_is_gone_is_refused_before_it_begins():
     )
     with pytest.raises(SystemFault, match="no connection to"):
         await check_references(config, TaskSet((TASK,), (TASK,), {}, 0))
+
+
+async def test_the_example_config_makes_a_judge_that_asks_what_it_says():
+    config = load_config(Path(__file__).parents[2] / "configs" / "judge.toml")
+    with endpoint(lambda request: verdict(request, grade_1=4, grade_2=4, grade_3=1)) as api:
+        mix = config.rewards[config.tasks.rewards].model_dump()
+        assert mix["judge"]["options"].pop("base_url") == "http://127.0.0.1:8001/v1"
+        mix["judge"]["options"]["base_url"] = api.base_url
+        service = VerifierService({"explained": RewardMix.model_validate(mix)})
+        (judged,) = await service.judge(Task("t", "2 + 2?", "4", "explained"), [Text(r"Two and two. \boxed{4}", None)])
+        await service.close()
+    assert judged.reward == pytest.approx((1.0 + 0.3 * 0.75) / 1.3)  # the answer, and 9 of 12 points
+    assert judged.is_correct
 
 
 def test_importing_the_judge_loads_no_client():
