@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import signal
+import socket
 import struct
 
 import sandbox.agent.syscalls as syscalls
@@ -157,14 +158,15 @@ HARMLESS_IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # Names, death signals, dumpability, timer slack, capabilities (to read), subreapers, huge pages off, names of memory regions.
 HARMLESS_PRCTLS = (1, 2, 3, 4, 15, 16, 21, 23, 29, 30, 36, 37, 39, 41, 42, 0x53564D41)
 MAP_SHARED_ANONYMOUS, MAP_HUGETLB, MFD_HUGETLB = 0x21, 0x40000, 0x4
+SOCKET_BUFFERS = socket.SO_SNDBUF, socket.SO_RCVBUF
 
 
 def filter_program(*, is_counted: bool = True) -> bytes:
     """The filter as classic BPF: an allowed call returns at its own line, everything else falls through to EPERM.
 
     A program of another architecture (32-bit calls) is killed; x32 and clone3 do not exist (ENOSYS: glibc then uses clone, whose
-    flags can be read). Unless `is_counted`, memory that is part of no process's size cannot be had: files in memory, and shared
-    pages without a file, which stay when a process gives up its view of them.
+    flags can be read). Unless `is_counted`, memory that is part of no process's size cannot be had: files in memory, shared pages
+    without a file, which stay when a process gives up its view of them, and sockets' buffers beyond the usual.
     """
     lines: list[bytes] = []
     decided: set[int] = set()
@@ -211,6 +213,7 @@ def filter_program(*, is_counted: bool = True) -> bytes:
     if not is_counted:
         bits = MAP_SHARED_ANONYMOUS
         look_at(syscalls.MMAP, 3, [(EQUAL, bits)], then=refused, otherwise=None, mask=bits)
+        look_at(syscalls.SETSOCKOPT, 2, [(EQUAL, option) for option in SOCKET_BUFFERS], then=refused, otherwise=ALLOW)
     look_at(syscalls.MEMFD_CREATE, 1, [(ANY_BIT, MFD_HUGETLB)], then=refused, otherwise=ALLOW if is_counted else refused)
     for call in sorted(set(syscalls.ALLOWED.values()) - decided):
         add(EQUAL, call, 0, 1)

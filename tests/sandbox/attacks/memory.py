@@ -138,7 +138,6 @@ fill()
 """,
         limits=LIMITS.model_copy(update={"cpu_s": 5.0, "wall_s": 8.0}),
         prints="",
-        holes={"bubblewrap": "socket buffers are in no process's size, and may be made large"},
     ),
     ends(
         "files_kept_alive_in_flight_between_two_sockets",
