@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from verifiers.code_hacks import FORMS, in_block, right_programs, wrong_programs
+from verifiers.countdown_hacks import NUMBERS, RIGHT, TARGET, countdown_hacks
 from verifiers.judge_hacks import judge_hacks
 from verifiers.math_hacks import math_hacks
 from verifiers.reasoning_gym_neighbours import garbage, programs
@@ -108,6 +109,12 @@ sample(
 )
 
 sample(
+    "countdown",
+    reference={"numbers": list(NUMBERS), "target": TARGET, "solution": RIGHT},
+    right=[f"<answer>{RIGHT}</answer>", "<think>2*3*4?</think><answer>(1 + 3) \\times (4 + 2) = 24</answer>"],
+    wrong=(f"<answer>{answer}</answer>" for answer in countdown_hacks()),
+)
+sample(
     "reasoning_gym",
     reference={"dataset": "chain_sum", "answer": "-4", "metadata": {}},
     right=["<answer>-4</answer>", "<think><answer>4</answer></think> It is <answer> -4.0 </answer>."],
@@ -119,13 +126,6 @@ sample(
         "-4",
         "\\boxed{-4}",
     ],
-)
-sample(
-    "reasoning_gym",
-    reference={"dataset": "sentence_reordering", "answer": "it is so", "metadata": {}},
-    options={"inside": "box", "partial": True},
-    right=["\\boxed{it is so}"],
-    wrong=["\\boxed{it so is}", "\\boxed{it is so so}", "<answer>it is so</answer>", "\\boxed{so it is} or \\boxed{it is so}"],
 )
 
 _INCREMENT = {"entry_point": "f", "cases": [{"args": [1], "expected": 2}, {"args": [5], "expected": 6}]}

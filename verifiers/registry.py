@@ -39,6 +39,7 @@ BUILT_IN = (
     "verifiers.instruction_rules",
     "verifiers.unit_tests",
     "verifiers.reasoning_gym",
+    "verifiers.countdown",
     "verifiers.judge",
 )
 

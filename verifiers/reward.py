@@ -104,8 +104,8 @@ def built_in_mixes() -> dict[str, RewardMix]:
     """The mixes that exist without any config.
 
     `math` is the answer alone; `math_lenient` is for evaluation beside other graders: no box is needed, sums need not be evaluated,
-    decimals may be rounded. `code`: all tests pass. `format`: think, then answer. `reasoning_gym`: full marks from the dataset's own
-    scorer.
+    decimals may be rounded. `code`: all tests pass. `format`: think, then answer. `reasoning_gym`: full marks from the dataset's
+    own scorer. `countdown`: an expression that makes the target.
     """
     return {
         "math": RewardMix({"math": Component()}),
@@ -113,4 +113,5 @@ def built_in_mixes() -> dict[str, RewardMix]:
         "code": RewardMix({"unit_tests": Component()}),
         "format": RewardMix({"format": Component(options={"preset": "think_answer"})}),
         "reasoning_gym": RewardMix({"reasoning_gym": Component()}),
+        "countdown": RewardMix({"countdown": Component()}),
     }

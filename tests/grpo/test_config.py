@@ -108,7 +108,7 @@ def test_an_unknown_reward_mix_is_told_with_those_there_are(tmp_path: Path):
     path.write_text('[tasks]\nsource = "x.jsonl"\nrewards = "sums"\n[rewards.sum]\nmath = {}\n')
     assert refused(path) == (
         f"{path}: tasks.rewards names the mix 'sums', which is not defined. Did you mean sum? Add [rewards.sums], or use one of "
-        "math, math_lenient, code, format, reasoning_gym, sum."
+        "math, math_lenient, code, format, reasoning_gym, countdown, sum."
     )
 
 
