@@ -97,7 +97,8 @@ class ChatClient:
                     tried = f" ({attempt + 1} requests)" if attempt else ""
                     if not trouble.passes or attempt == self._max_retries:
                         raise NoAnswer(f"{trouble}{tried}") from None
-                    wait_s = backoff_s(attempt) if trouble.wait_s is None else trouble.wait_s
+                    # On top of what it asks for, or all who were refused at one time would come back at one time.
+                    wait_s = backoff_s(attempt) + (trouble.wait_s or 0.0)
                     if time.monotonic() + wait_s >= give_up_at:
                         told = "" if trouble.wait_s is None else f"; it asks to wait {trouble.wait_s:g} s, which is too long"
                         raise NoAnswer(f"{trouble}{tried}{told}") from None

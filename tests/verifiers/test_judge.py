@@ -13,8 +13,12 @@ from judge_endpoint import PRINCIPLES, TASK, Answer, code_of, endpoint, grading,
 
 from grpo.config import RunConfig, load_config
 from grpo.prepare import check_references
-from rollout.tasks import TasksConfig, TaskSet
+from rollout.collector import Collector
+from rollout.errors import TooManyUnscored
+from rollout.tasks import TasksConfig, TaskSet, TaskStream
+from rollout.types import Group
 from sandbox.errors import SystemFault
+from tests.fakes import make_completion, make_tasks
 from verifiers import judge_client
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.judge import Judge
@@ -351,6 +355,31 @@ async def test_a_run_whose_judge_is_gone_is_refused_before_it_begins():
     )
     with pytest.raises(SystemFault, match="no connection to"):
         await check_references(config, TaskSet((TASK,), (TASK,), {}, 0))
+
+
+async def test_a_run_stops_and_names_the_budget_that_is_used_up():
+    with endpoint(grading(5)) as api:
+        service = in_service(**api.options(max_calls=4))
+
+        async def rollout(task: Task) -> Group:
+            task = dataclasses.replace(task, rewards="judged")
+            completions = tuple(make_completion(n, text=f"answer {n}") for n in range(2))
+            return Group(task, completions, await service.verify(task, completions))
+
+        collector = Collector(rollout, TaskStream(make_tasks(4), seed=0), max_unscored=0.1)
+        with pytest.raises(TooManyUnscored) as caught:
+            await collector.take(4, keep=lambda group: True, version=0)
+        await service.close()
+    assert "4 of 8 completions" in str(caught.value)
+    assert str(caught.value).endswith(
+        "judge: the judge judge-1 gave no verdict: the budget of 4 calls is used up. Raise max_calls to go on."
+    )
+
+
+def test_another_loop_serves_as_well():
+    uvloop = pytest.importorskip("uvloop")  # which Ray's actors run on, where it is installed
+    with endpoint(grading(10)) as api:
+        assert uvloop.run(scored(api.judge())).outcome is CORRECT
 
 
 async def test_the_example_config_makes_a_judge_that_asks_what_it_says():
