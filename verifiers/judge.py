@@ -31,6 +31,7 @@ PATIENCE_S = 240.0
 PROBE_PATIENCE_S = 60.0
 MAX_THOUGHT = 300
 MAX_SHOWN = 500
+MAX_KNOWN = 16384  # each with a reason and a part of the text: some 25 MB
 
 Mode = Literal["score", "score_each", "pairwise"]
 
@@ -111,7 +112,7 @@ class Judge:
             max_concurrent=max_concurrent,
             budget=Budget(max_calls, max_total_tokens),
         )
-        self._known = VerdictCache()
+        self._known = VerdictCache(MAX_KNOWN)
         self._counts: Counter[str] = Counter()
 
     def prepare(self, reference: Any) -> object:

@@ -24,6 +24,7 @@ FIRST_WAIT_S = 1.0
 MAX_WAIT_S = 30.0
 MAX_BODY_BYTES = 4 * 2**20
 MAX_QUOTED = 300
+MIN_SECRET = 8
 PASSING = (408, 409, 425, 429)  # and every 5xx
 
 
@@ -58,7 +59,7 @@ class ChatClient:
     """One model of one endpoint, asked by at most `max_concurrent` requests at a time.
 
     `request` is what every request holds beside its messages. What may pass (no connection, 429, 5xx, an answer that breaks off) is
-    tried `max_retries` times more, after a wait that doubles, or that the endpoint asks for.
+    tried `max_retries` times more, after a wait that doubles, on top of what the endpoint asks for.
     """
 
     def __init__(
@@ -176,8 +177,9 @@ class ChatClient:
         return Reply(text if isinstance(text, str) else "", is_cut)
 
     def _without_key(self, body: bytes) -> bytes:
-        # Before any of it is cut: half a key is half a secret.
-        return body.replace(self._key.encode("ascii"), b"***") if self._key else body
+        # Before any of it is cut: half a key is half a secret. A short one, for a server that wants just any, is none, and may stand
+        # in an answer by chance.
+        return body.replace(self._key.encode("ascii"), b"***") if self._key and len(self._key) >= MIN_SECRET else body
 
 
 def backoff_s(attempt: int) -> float:
