@@ -37,7 +37,7 @@ METRICS: dict[str, str] = {
     "collector/lag_mean": "mean number of updates between sampling and learning",
     "verify/unscored_fraction": "share of completions without a reward, through our fault",
     "verify/{verifier}_{outcome}": "completions with this outcome since the last step, evaluation's too; also checks asked of "
-    "processes, killed, and known before",
+    "processes, killed, and known before, and a judge's calls, retries, tokens, unreadable answers and orders that disagreed",
     "verify/{verifier}_mean_s": "mean seconds of one check, each distinct text of a group checked once",
     "verify/{verifier}_p50_s": "their median",
     "verify/{verifier}_p99_s": "their 99th percentile",
