@@ -177,8 +177,8 @@ class ChatClient:
         return Reply(text if isinstance(text, str) else "", is_cut)
 
     def _without_key(self, body: bytes) -> bytes:
-        # Before any of it is cut: half a key is half a secret. A short one, for a server that wants just any, is none, and may stand
-        # in an answer by chance.
+        # Before any of it is cut: half a key is half a secret. A short one, for a server that wants just any, is none, and may
+        # stand in an answer by chance.
         return body.replace(self._key.encode("ascii"), b"***") if self._key and len(self._key) >= MIN_SECRET else body
 
 

@@ -300,6 +300,12 @@ async def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatc
     assert "sk-" not in f"{judged} {caplog.text} {find('judge').validated(options)}"
 
 
+async def test_a_key_that_is_no_secret_leaves_answers_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "1")
+    with endpoint(grading(10)) as api:
+        assert (await scored(api.judge(key_variable="JUDGE_KEY"))).outcome is CORRECT
+
+
 # In the service
 
 
