@@ -26,7 +26,7 @@ from verifiers.audit_samples import Sample, missing_options, samples_of
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.hostile_texts import few_hostile_texts
 from verifiers.plugin_verifier import PluginRule, PluginVerifier
-from verifiers.protocol import StatesReference, Verifier
+from verifiers.protocol import Probed, StatesReference, Verifier
 from verifiers.registry import Entry, find
 from verifiers.types import Outcome, Score, Task
 
@@ -76,7 +76,8 @@ def audit(
     """Try every check on the verifier `name`, with its own samples and those given; `options` come on top of those of each.
 
     One that runs programs is tried where `sandbox` says, and not at all without it; nor is one whose samples leave out options that
-    it needs, such as an address, unless `options` has them. Raises VerifierError for an unknown name.
+    it needs, such as an address, unless `options` has them. Raises VerifierError for an unknown name, and SystemFault where what
+    a verifier depends on is not there.
     """
     entry, given = find(name), dict(options or {})
     if missing := missing_options(entry, given):
@@ -104,6 +105,8 @@ async def _audit(entry: Entry, samples: Sequence[Sample], sandbox: Sandbox | Non
             verifier = entry.build(each.options, workers=1, sandbox=sandbox)
             subjects.append(Subject(entry, each, verifier, sandbox))
             await asyncio.to_thread(verifier.prepare, each.reference)
+            if isinstance(verifier, Probed):
+                await verifier.probe()
         findings = [Finding("builds", True, f"{len(samples)} samples" if samples else "no samples: nothing says what is right")]
         return findings + [await _tried(check, subjects) for check in CHECKS]
     except (VerifierError, InvalidReference) as error:

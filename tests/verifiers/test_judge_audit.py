@@ -67,6 +67,15 @@ def test_a_model_that_cannot_judge_is_found():
     assert "gave no verdict" in failed(findings)["any text gets a score in time"]
 
 
+def test_an_endpoint_that_is_gone_ends_the_audit_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with endpoint(sound) as api:
+        (tmp_path / "run.toml").write_text(
+            f'[rewards.a.judge.options]\nprinciples = ["Be kind."]\nbase_url = "{api.base_url}"\nmodel = "m"\nmax_retries = 0\n'
+        )
+    assert main(["audit", "judge", "--config", str(tmp_path / "run.toml")]) == 1
+    assert "JudgeUnavailable: the judge m does not answer: no connection to http://127.0.0.1:" in capsys.readouterr().err
+
+
 def test_the_command_line_takes_the_endpoint_from_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = tmp_path / "run.toml"
     with endpoint(sound) as api:
