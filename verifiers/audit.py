@@ -11,10 +11,9 @@ import json
 import os
 import pickle
 import random
-import re
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from sandbox.config import SandboxConfig
 from sandbox.pool import open_sandbox
 from sandbox.protocol import Sandbox
-from verifiers.audit_samples import Sample, missing_options, samples_of
+from verifiers.audit_samples import Sample, missing_options, mutants, samples_of
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.hostile_texts import few_hostile_texts
 from verifiers.plugin_verifier import PluginRule, PluginVerifier
@@ -229,17 +228,6 @@ CHECKS: tuple[Check, ...] = (
     scores_survive_pickling,
     a_killed_worker_is_never_a_zero,
 )
-
-
-def mutants(reference: Any) -> Iterator[str]:
-    """References that differ from one: each digit changed, one more digit, another sign. None of what is no text or number."""
-    if isinstance(reference, bool) or not isinstance(reference, (str, int, float)):
-        return
-    text = str(reference)
-    for match in list(re.finditer(r"\d", text))[:8]:
-        yield f"{text[: match.start()]}{(int(match[0]) + 1) % 10}{text[match.end() :]}"
-    if text.isdigit():
-        yield from (f"{text}7", f"-{text}", f"{text}.5", f"{text}0")
 
 
 def told(score: Score) -> str:

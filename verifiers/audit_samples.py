@@ -1,4 +1,4 @@
-"""What each verifier should say: references, completions that deserve full marks, and completions that do not.
+"""What each verifier should say: references and mutants of them, completions that deserve full marks, and completions that do not.
 
 Those of the built-in verifiers stand here. A plugin adds its own with `sample`, beside its rule.
 """
@@ -6,7 +6,8 @@ Those of the built-in verifiers stand here. A plugin adds its own with `sample`,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,17 @@ def missing_options(entry: Entry, given: Iterable[str] = ()) -> list[str]:
     stated = {*given, *itertools.chain.from_iterable(each.options for each in samples)}
     needed = [name for name, field in entry.options.model_fields.items() if field.is_required()]
     return [name for name in needed if name not in stated] if samples else []
+
+
+def mutants(reference: Any) -> Iterator[str]:
+    """References that differ from one: each digit changed, one more digit, another sign. None of what is no text or number."""
+    if isinstance(reference, bool) or not isinstance(reference, (str, int, float)):
+        return
+    text = str(reference)
+    for match in list(re.finditer(r"\d", text))[:8]:
+        yield f"{text[: match.start()]}{(int(match[0]) + 1) % 10}{text[match.end() :]}"
+    if text.isdigit():
+        yield from (f"{text}7", f"-{text}", f"{text}.5", f"{text}0")
 
 
 for _number in (2, 42, 1000):

@@ -15,8 +15,8 @@ from grpo.cli import main
 from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
 from verifiers import audit_samples, registry
-from verifiers.audit import Finding, audit, mutants
-from verifiers.audit_samples import Sample, missing_options, sample
+from verifiers.audit import Finding, audit
+from verifiers.audit_samples import Sample, missing_options, mutants, sample
 from verifiers.errors import InvalidReference
 from verifiers.hostile_texts import few_hostile_texts, hostile_texts
 from verifiers.math_answer import MathAnswer
