@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from verifiers.reasoning_gym_admission import Admission
 
 MAX_SHOWN = 1200
+JUDGES = {"scorer": "its own scorer", "comparison": "our comparison", "nobody": "nobody: not safe"}
 SCHEME = "reasoning_gym:"
 
 EPILOG = """\
-  grpo tasks                          the datasets whose scorers can be trusted
-  grpo tasks --all                    the others too, and what each did wrong
+  grpo tasks                          the datasets that can be trained on
+  grpo tasks --all                    the others too, who judges each, and what its own scorer does wrong
   grpo tasks sudoku                   some of its tasks, and the lines of a config that trains on it
   grpo tasks 'chain_sum?min_terms=5'  the same with options of your own, which are tried at once
   grpo tasks my_tasks.jsonl           the rows of any other source: a JSONL file, hf:..., python:...
@@ -33,14 +34,15 @@ def add_tasks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     tasks = commands.add_parser(
         "tasks",
         help="list the datasets one can train on, or show some tasks of a source",
-        description="List the datasets of reasoning-gym that passed the admission test: their scorers give full marks to the "
-        "references and to nothing else that was tried, raise nothing, and never run an answer. With a name or a source: some of "
-        "its tasks, and how a config asks for them.",
+        description="List the datasets of reasoning-gym that one can train on. The scorers of most passed the admission test: they "
+        "give full marks to the references and to nothing else that was tried, raise nothing, and never run an answer. Some others "
+        "are judged by our own comparison with the reference. With a name or a source: some of its tasks, and how a config asks "
+        "for them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tasks.add_argument("source", nargs="?", metavar="NAME", help="a dataset of reasoning-gym, or any other source of tasks")
-    tasks.add_argument("--all", action="store_true", dest="also_refused", help="list also those that are not safe, with the reason")
+    tasks.add_argument("--all", action="store_true", dest="also_refused", help="list also those that are not safe, and why")
     tasks.add_argument("-n", type=int, default=2, dest="num_tasks", metavar="N", help="tasks to show (default: 2)")
     tasks.add_argument(
         "--admit",
@@ -69,11 +71,15 @@ def _admit(console: Console) -> None:
     found: dict[str, Admission] = {}
     for name, admission in admit_all():
         found[name] = admission
-        console.print(f"{name}: {'safe' if admission.is_safe else admission.reason}", markup=False)
+        console.print(f"{name}: {JUDGES[admission.judge]}{admission.reason and ': '}{admission.reason}", markup=False)
     write_table(found)
     table.cache_clear()
     num_safe = sum(admission.is_safe for admission in found.values())
-    console.print(f"{num_safe} of {len(found)} datasets of reasoning-gym {installed_version()} are safe -> {TABLE}", markup=False)
+    console.print(
+        f"{num_safe} of {len(found)} datasets of reasoning-gym {installed_version()} are safe -> {TABLE}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _list(console: Console, *, also_refused: bool) -> None:
@@ -85,9 +91,9 @@ def _list(console: Console, *, also_refused: bool) -> None:
     known = table()
     safe = [name for name, admission in known.items() if admission.is_safe]
     if also_refused:
-        shown = Table("dataset", "safe", "why not")
+        shown = Table("dataset", "judged by", "what its own scorer does wrong")
         for name, admission in known.items():
-            shown.add_row(Text(name), "yes" if admission.is_safe else "no", Text(admission.reason))
+            shown.add_row(Text(name), JUDGES[admission.judge], Text(admission.reason))
         console.print(shown)
     else:
         console.print("\n".join(safe))
@@ -147,9 +153,13 @@ def _dataset_lines(name: str, path: str, rows: list[Row]) -> Iterator[str]:
     if refusal is not None:
         yield f"Not safe to train on. {refusal}"
         return
-    garbage = table()[name].garbage
-    yield f"Safe to train on. Below full marks is wrong; with partial = true, garbage got up to {garbage:g}. In a config:"
-    yield ""
+    admission = table()[name]
+    if admission.judge == "scorer":
+        partial = f"with partial = true, garbage got up to {admission.garbage:g}"
+        yield f"Safe to train on. Judged by its own scorer: below full marks is wrong; {partial}."
+    else:
+        yield f"Safe to train on. Judged by our own comparison with the reference, because of its scorer: {admission.reason}."
+    yield "In a config:\n"
     yield f'[tasks]\nsource = "{_sized(path, 8000)}"'
     yield "\n# which means, unless you say otherwise:"
     yield from (f"# {key} = {json.dumps(value)}" for key, value in OF_REASONING_GYM.items())

@@ -128,7 +128,7 @@ sample(
 )
 sample(
     "reasoning_gym",
-    reference={"dataset": "chain_sum", "answer": "-4", "metadata": {}},
+    reference={"dataset": "decimal_chain_sum", "answer": "-4", "metadata": {}},
     right=["<answer>-4</answer>", "<think><answer>4</answer></think> It is <answer> -4.0 </answer>."],
     wrong=[
         *(f"<answer>{text}</answer>" for text in ("4", "-5", "-4 or 4", "-4.0001", "It is -4", "- 4", "", "<answer>-4", "NaN")),

@@ -1,7 +1,8 @@
 """The verifier `reasoning_gym`: does the answer get full marks from the scorer of its dataset?
 
-The scorers run in killable worker processes that refuse to do anything with an answer but read it. Which datasets are trusted is
-decided by the admission test (`reasoning_gym_admission.py`); nothing of the library is imported here.
+The scorers run in killable worker processes that refuse to do anything with an answer but read it. Which of them are trusted, and
+which datasets are judged by a comparison of our own instead, is decided by the admission test (`reasoning_gym_admission.py`).
+Nothing of the library is imported here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from verifiers.errors import InvalidReference, VerifierError
 from verifiers.extract import Extraction
 from verifiers.options import did_you_mean, explain
 from verifiers.reasoning_gym_admission import Admission, admission, make_pool, table
+from verifiers.reasoning_gym_comparison import is_right
 from verifiers.registry import verifier
 from verifiers.stated_answer import Inside, in_its_place, stated_answer
 from verifiers.types import Score, Task, correct, partial, timeout, wrong
@@ -45,10 +47,11 @@ class Entry(BaseModel):
 
 @verifier("reasoning_gym")
 class ReasoningGym:
-    """Whether the answer gets full marks from the scorer of its reasoning-gym dataset; `grpo tasks` lists those that are trusted.
+    """Whether the answer is right by the scorer of its reasoning-gym dataset; `grpo tasks` lists the datasets that are trusted.
 
-    The reference is the field `entry` of a row of the source `reasoning_gym:NAME`. Two answers of different value are wrong
-    ("hedged"). Scores below full marks are wrong, unless `partial` says otherwise.
+    Where the scorer is not to be trusted but one answer is right, that is compared with instead. The reference is the field `entry`
+    of a row of the source `reasoning_gym:NAME`. Two answers of different value are wrong ("hedged"). Scores below full marks are
+    wrong, unless `partial` says otherwise.
     """
 
     def __init__(
@@ -74,10 +77,18 @@ class ReasoningGym:
         """Refuses what is no entry of a trusted dataset, what its own scorer does not accept, and options it is not safe with."""
         entry = read(reference)
         known = _admitted(entry.dataset)
-        if not known.is_safe:
+        if known.judge == "nobody":
             raise InvalidReference(
-                f"reasoning-gym's dataset {entry.dataset} is not trusted: {known.reason}. `grpo tasks` lists those that are."
+                f"reasoning-gym's dataset {entry.dataset} is not trusted: {known.reason}. `grpo tasks` lists those that are"
+                + ("; the verifier countdown judges this one (docs/verifiers.md)." if entry.dataset == "countdown" else ".")
             )
+        if not entry.answer.strip():
+            raise InvalidReference("its answer is empty. Drop the task.")
+        if known.judge == "scorer":
+            self._prepare_scorer(entry)
+        return entry
+
+    def _prepare_scorer(self, entry: Entry) -> None:
         refusal = self._refusal_of_options(entry)
         if refusal is not None:
             raise InvalidReference(
@@ -95,18 +106,32 @@ class ReasoningGym:
             raise InvalidReference(f"scoring its own answer was stopped: {error}. Drop the task.") from None
         if reply.get("score") != 1:
             raise InvalidReference(f"its own answer {entry.answer[:MAX_SHOWN]!r} does not get full marks ({reply}). Drop the task.")
-        return entry
 
     def example(self, reference: Any) -> str:
         """The reference's answer where an answer is looked for."""
         return in_its_place(read(reference).answer, self._inside)
 
-    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
+    def score_now(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score | None:
+        """The score where no scorer has to be asked, None where one has."""
         found = stated_answer(text, self._inside)
         if isinstance(found, Score):
             return found
+        shown = found.answer[:MAX_SHOWN]
         if len(found.answer) > MAX_CHARACTERS:
-            return timeout(f"the answer is too large to score: {len(found.answer)} characters", found.answer[:MAX_SHOWN])
+            return timeout(f"the answer is too large to score: {len(found.answer)} characters", shown)
+        entry = read(task.reference)
+        if _admitted(entry.dataset).judge != "comparison":
+            return None
+        if is_right(entry.dataset, entry.model_dump(), found.answer):
+            return correct("says what the reference says", shown)
+        return wrong(f"does not say {entry.answer[:MAX_SHOWN]}", shown)
+
+    async def score(self, task: Task, text: str, *, num_tokens: int | None = None) -> Score:
+        score = self.score_now(task, text)
+        if score is not None:
+            return score
+        found = stated_answer(text, self._inside)
+        assert isinstance(found, Extraction), "what has no answer is scored at once"
         return await self._scored(read(task.reference), found)
 
     def counters(self) -> dict[str, int]:
@@ -150,7 +175,7 @@ class ReasoningGym:
             if key not in self._refusals:
                 seed = entry.options.get("seed", 0)
                 tried = admission(self._pool, entry.dataset, options, seeds=(seed,), num_tasks=NUM_TRIED)
-                self._refusals[key] = None if tried.is_safe else tried.reason
+                self._refusals[key] = None if tried.judge == "scorer" else tried.reason
             return self._refusals[key]
 
 

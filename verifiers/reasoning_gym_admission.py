@@ -1,9 +1,9 @@
 """The admission test of reasoning-gym's datasets, and the table of what it found.
 
-A dataset is safe when its scorer gives full marks to the references and to nothing else that was tried: not to their neighbours,
+A scorer is trusted when it gives full marks to the references and to nothing else that was tried: not to their neighbours,
 not to garbage, not to programs; when it raises nothing, ends in time, does nothing with an answer but read it, and says the same
-in another process, which also makes the same tasks. The table is made by `grpo tasks --admit` for one version of reasoning-gym and
-is refused for another.
+in another process, which also makes the same tasks. Where a scorer fails, our own comparison may judge in its place. The table is
+made by `grpo tasks --admit` for one version of reasoning-gym and is refused for another.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from verifiers.deadline import Overrun, WorkerPool
 from verifiers.errors import VerifierError
+from verifiers.reasoning_gym_comparison import OURS, is_also_right, is_right
 from verifiers.reasoning_gym_neighbours import Neighbour, garbage, means_the_same, neighbours, programs
-from verifiers.reasoning_gym_several import is_also_right
 
 CHILD = Path(__file__).with_name("reasoning_gym_child.py")
 TABLE = Path(__file__).with_name("reasoning_gym_admitted.json")
+Judge = Literal["scorer", "comparison", "nobody"]
 DISTRIBUTION = "reasoning-gym"
 SCORE_DEADLINE_S = 5.0
 MEMORY_MB = 3072
@@ -34,15 +35,19 @@ TOUCHED = Path(tempfile.gettempdir()) / "a_scorer_ran_this"
 
 
 class Admission(NamedTuple):
-    """Whether a dataset's scorer can be trusted, why not, and the most that it gives to garbage."""
+    """What the test found: who judges a dataset, what speaks against its scorer, and the most that this gives to garbage."""
 
-    is_safe: bool
-    reason: str
+    judge: Judge
+    reason: str = ""
     garbage: float = 0.0
+
+    @property
+    def is_safe(self) -> bool:
+        return self.judge != "nobody"
 
 
 class NotAdmitted(Exception):
-    """What the test found against a dataset."""
+    """What the test found against a dataset's scorer."""
 
 
 def make_pool(workers: int) -> WorkerPool:
@@ -93,20 +98,25 @@ def admission(
     second: WorkerPool | None = None,
 ) -> Admission:
     """The test of one dataset with these options; `second` is another pool, whose processes have to say the same. Waits."""
-    most = 0.0
+    given = dict(options or {})
     try:
-        for seed in seeds:
-            entries = _entries(pool, name, {**(options or {}), "seed": seed, "size": num_tasks}, second)
-            for index, entry in enumerate(entries):
-                judge = _Judge(pool, name, dict(options or {}), entry, second)
-                judge.reference_is_right()
-                if index == 0:
-                    most = max(most, judge.nonsense_is_wrong())
-                others = [other["answer"] for other in entries if other is not entry]
-                judge.neighbours_are_wrong(neighbours(entry["answer"].strip(), others, seed=index))
+        made = [_entries(pool, name, {**given, "seed": seed, "size": num_tasks}, second) for seed in seeds]
     except NotAdmitted as finding:
-        return Admission(False, str(finding))
-    return Admission(True, "", round(most, 3))
+        return Admission("nobody", str(finding))
+    try:
+        most = max(_tried(_Scorer(pool, name, given, second), entries) for entries in made)
+    except NotAdmitted as finding:
+        reason = str(finding)
+    else:
+        return Admission("scorer", garbage=round(most, 3))
+    if name not in OURS:
+        return Admission("nobody", reason)
+    try:
+        for entries in made:
+            _tried(_Comparison(name), entries)
+    except NotAdmitted as finding:
+        return Admission("nobody", f"{reason}; and our own comparison: {finding}")
+    return Admission("comparison", reason)
 
 
 def _entries(pool: WorkerPool, name: str, options: dict[str, Any], second: WorkerPool | None) -> list[dict[str, Any]]:
@@ -124,42 +134,26 @@ def _entries(pool: WorkerPool, name: str, options: dict[str, Any], second: Worke
     return made["entries"]
 
 
-class _Judge:
-    """The scorer of one entry, with the complaints about it."""
+class _Comparison:
+    """Our own comparison as a judge that can be tried."""
 
-    def __init__(
-        self, pool: WorkerPool, name: str, options: dict[str, Any], entry: dict[str, Any], second: WorkerPool | None
-    ) -> None:
-        self._pool, self._name, self._options, self._entry, self._second = pool, name, options, entry, second
-        self._answer = entry["answer"].strip()
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    def reference_is_right(self) -> None:
-        (score,) = self._scores([self._answer], "the reference")
-        if score != 1:
-            raise NotAdmitted(f"its own reference {_shown(self._answer)} gets {score:g}")
+    def scores(self, entry: dict[str, Any], texts: Sequence[str], what: str) -> list[float]:
+        return [float(is_right(self.name, entry, text)) for text in texts]
 
-    def nonsense_is_wrong(self) -> float:
-        """The most that garbage gets."""
-        texts = [text for text in (*programs(str(TOUCHED)), *garbage()) if not means_the_same(text, self._answer)]
-        TOUCHED.unlink(missing_ok=True)
-        scores = self._scores(texts, "garbage")
-        if TOUCHED.exists():
-            raise NotAdmitted("its scorer runs the answer as a program")
-        for text, score in zip(texts, scores, strict=True):
-            if not 0 <= score < 1:
-                raise NotAdmitted(f"{_shown(text)} gets {score:g}")
-        return max(scores)
 
-    def neighbours_are_wrong(self, near: Iterator[Neighbour]) -> None:
-        tried = list(near)
-        for neighbour, score in zip(tried, self._scores([each.text for each in tried], "a neighbour"), strict=True):
-            if not 0 <= score < 1 and not (score == 1 and is_also_right(self._name, self._entry, neighbour.text)):
-                what = f"{_shown(neighbour.text)} ({neighbour.kind}) gets {score:.17g}"
-                raise NotAdmitted(f"{what}, where {_shown(self._answer)} is asked for")
+class _Scorer:
+    """A dataset's scorer as a judge that can be tried."""
 
-    def _scores(self, texts: Sequence[str], what: str) -> list[float]:
+    def __init__(self, pool: WorkerPool, name: str, options: dict[str, Any], second: WorkerPool | None) -> None:
+        self.name = name
+        self._pool, self._options, self._second = pool, options, second
+
+    def scores(self, entry: dict[str, Any], texts: Sequence[str], what: str) -> list[float]:
         """A number for each text. Raises NotAdmitted when there is none, or a second process says otherwise."""
-        scored = self._replies(self._pool, texts, what)
+        scored = self._replies(self._pool, entry, texts, what)
         for text, reply in zip(texts, scored, strict=True):
             if reply.get("refused") in ("compile", "exec"):
                 raise NotAdmitted("its scorer evaluates texts as Python")
@@ -169,13 +163,52 @@ class _Judge:
                 raise NotAdmitted(f"{_shown(text)} makes its scorer raise {reply['raised'][:100]}")
             if reply["score"] is None:
                 raise NotAdmitted(f"{_shown(text)} gets no finite number")
-        if self._second is not None and self._replies(self._second, texts, what) != scored:
+        if self._second is not None and self._replies(self._second, entry, texts, what) != scored:
             raise NotAdmitted(f"another process scores {what} otherwise")
         return [reply["score"] for reply in scored]
 
-    def _replies(self, pool: WorkerPool, texts: Sequence[str], what: str) -> list[dict[str, Any]]:
-        question = {"ask": "scores", "dataset": self._name, "options": self._options, "entry": self._entry, "answers": texts}
+    def _replies(self, pool: WorkerPool, entry: dict[str, Any], texts: Sequence[str], what: str) -> list[dict[str, Any]]:
+        question = {"ask": "scores", "dataset": self.name, "options": self._options, "entry": entry, "answers": texts}
         return _asked(pool, question, f"scoring {what}")
+
+
+def _tried(judge: _Scorer | _Comparison, entries: Sequence[dict[str, Any]]) -> float:
+    """The most that garbage gets from a judge that gives full marks to what is right and to nothing else. Raises NotAdmitted."""
+    most = 0.0
+    for index, entry in enumerate(entries):
+        _reference_is_right(judge, entry)
+        if index == 0:
+            most = _nonsense_is_wrong(judge, entry)
+        others = [other["answer"] for other in entries if other is not entry]
+        _neighbours_are_wrong(judge, entry, list(neighbours(entry["answer"].strip(), others, seed=index)))
+    return most
+
+
+def _reference_is_right(judge: _Scorer | _Comparison, entry: dict[str, Any]) -> None:
+    answer = entry["answer"].strip()
+    (score,) = judge.scores(entry, [answer], "the reference")
+    if score != 1:
+        raise NotAdmitted(f"its own reference {_shown(answer)} gets {score:g}")
+
+
+def _nonsense_is_wrong(judge: _Scorer | _Comparison, entry: dict[str, Any]) -> float:
+    """The most that garbage gets."""
+    texts = [text for text in (*programs(str(TOUCHED)), *garbage()) if not means_the_same(text, entry["answer"])]
+    TOUCHED.unlink(missing_ok=True)
+    scores = judge.scores(entry, texts, "garbage")
+    if TOUCHED.exists():
+        raise NotAdmitted("its scorer runs the answer as a program")
+    for text, score in zip(texts, scores, strict=True):
+        if not 0 <= score < 1:
+            raise NotAdmitted(f"{_shown(text)} gets {score:g}")
+    return max(scores)
+
+
+def _neighbours_are_wrong(judge: _Scorer | _Comparison, entry: dict[str, Any], near: Sequence[Neighbour]) -> None:
+    for neighbour, score in zip(near, judge.scores(entry, [each.text for each in near], "a neighbour"), strict=True):
+        if not 0 <= score < 1 and not (score == 1 and is_also_right(judge.name, entry, neighbour.text)):
+            what = f"{_shown(neighbour.text)} ({neighbour.kind}) gets {score:.17g}"
+            raise NotAdmitted(f"{what}, where {_shown(entry['answer'].strip())} is asked for")
 
 
 def _asked(pool: WorkerPool, question: dict[str, Any], what: str) -> Any:

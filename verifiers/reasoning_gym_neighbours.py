@@ -6,8 +6,9 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
+
+from verifiers.reasoning_gym_comparison import number, value
 
 MAX_EACH = 6  # places at which one kind of change is made
 
@@ -31,7 +32,11 @@ def neighbours(answer: str, others: Sequence[str], *, seed: int) -> Iterator[Nei
         *_at_places("a number nudged", answer, r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", _nudged, rng),
         *_at_places("not a number", answer, r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])", lambda _: "NaN", rng),
         *_at_places("an infinite number", answer, r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])", lambda _: "Infinity", rng),
+        *_at_places("digits set apart", answer, r"(?<=\d)(?=\d)", lambda _: ",", rng),
+        *_at_places("digits set apart", answer, r"(?<=\d)(?=\d)", lambda _: " ", rng),
+        *_at_places("numbers run together", answer, r"(?<=\d)[ \n,]+(?=\d)", lambda _: "", rng),
         *_parts_changed(answer, rng),
+        *_words_added(answer, others, rng),
         *_whole_changed(answer, others),
     ]
     seen: set[str] = set()
@@ -45,10 +50,10 @@ def means_the_same(one: str, other: str) -> bool:
     """Whether two answers differ only in case and white space, are one number, or one JSON value."""
     if _folded(one) == _folded(other):
         return True
-    numbers = _number(one), _number(other)
+    numbers = number(one), number(other)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    values = _json(one), _json(other)
+    values = value(one), value(other)
     return None not in values and values[0] == values[1]
 
 
@@ -126,12 +131,21 @@ def _parts_changed(answer: str, rng: random.Random) -> Iterator[Neighbour]:
                 exchanged = [*parts[:i], parts[j], *parts[i + 1 : j], parts[i], *parts[j + 1 :]]
                 yield Neighbour("two parts exchanged", separator.join(exchanged))
         yield Neighbour("reversed", separator.join(reversed(parts)))
-    value = _json(answer)
-    if isinstance(value, list) and value:
-        yield Neighbour("an element added", json.dumps([*value, value[-1]]))
-        yield Neighbour("an element dropped", json.dumps(value[:-1]))
-        if isinstance(value[0], list):
-            yield Neighbour("an element added inside", json.dumps([[*value[0], *value[0][:1]], *value[1:]]))
+    elements = value(answer)
+    if isinstance(elements, list) and elements:
+        yield Neighbour("an element added", json.dumps([*elements, elements[-1]]))
+        yield Neighbour("an element dropped", json.dumps(elements[:-1]))
+        if isinstance(elements[0], list):
+            yield Neighbour("an element added inside", json.dumps([[*elements[0], *elements[0][:1]], *elements[1:]]))
+
+
+def _words_added(answer: str, others: Sequence[str], rng: random.Random) -> Iterator[Neighbour]:
+    """Beside one word, another of this answer or of an answer to another task."""
+    words = re.findall(r"\S+", answer)
+    foreign = sorted({word for text in (answer, *others) for word in text.split()})
+    for _ in range(MAX_EACH if len(foreign) > 1 else 0):
+        index, word = rng.randrange(len(words)), rng.choice(foreign)
+        yield Neighbour("a word added", " ".join([*words[: index + 1], word, *words[index + 1 :]]))
 
 
 def _whole_changed(answer: str, others: Sequence[str]) -> Iterator[Neighbour]:
@@ -158,20 +172,4 @@ def _nudged(number: str) -> str:
 
 
 def _folded(text: str) -> str:
-    return "".join(text.split()).casefold()
-
-
-def _number(text: str) -> Fraction | None:
-    if len(text) > 100 or not re.fullmatch(r"\s*[-+]?(?:\d+/\d+|\d*\.?\d+(?:[eE][-+]?\d{1,3})?|\d+\.)\s*", text, re.ASCII):
-        return None
-    try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    return " ".join(text.split()).casefold()

@@ -30,7 +30,7 @@ def test_it_lists_what_is_safe_and_with_all_why_the_rest_is_not(capsys: pytest.C
 
     everything = said(capsys, "--all")
     assert all(name in everything for name in table())
-    assert re.search(r"binary_matrix +│ no +│ its scorer evaluates texts as Python", everything)
+    assert re.search(r"puzzle24 +│ nobody: not safe │ its scorer evaluates", everything)
 
 
 def test_it_shows_tasks_and_a_config_that_trains_on_them(capsys: pytest.CaptureFixture[str]):
@@ -45,9 +45,15 @@ def test_it_shows_tasks_and_a_config_that_trains_on_them(capsys: pytest.CaptureF
 
 
 def test_a_dataset_that_is_not_safe_comes_without_a_config(capsys: pytest.CaptureFixture[str]):
-    shown = said(capsys, "reasoning_gym:gsm_symbolic")
-    assert "Not safe to train on. reasoning-gym's dataset gsm_symbolic is not trusted: '-405' (a sign changed) gets 1" in shown
+    shown = said(capsys, "reasoning_gym:complex_arithmetic")
+    assert "Not safe to train on. reasoning-gym's dataset complex_arithmetic is not trusted: 'nan' gets 1." in shown
     assert "[tasks]" not in shown
+
+
+def test_a_dataset_that_we_judge_says_why(capsys: pytest.CaptureFixture[str]):
+    shown = said(capsys, "reasoning_gym:gsm_symbolic")
+    assert "Judged by our own comparison with the reference, because of its scorer: '-405' (a sign changed) gets 1" in shown
+    assert 'source = "reasoning_gym:gsm_symbolic?size=8000"' in shown
 
 
 def test_options_that_make_a_dataset_unsafe_are_found_when_it_is_shown(capsys: pytest.CaptureFixture[str]):
@@ -70,10 +76,10 @@ def test_what_is_no_source_is_the_users_mistake(capsys: pytest.CaptureFixture[st
 
 
 def test_admitting_writes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    found = [("aa", Admission(True, "", 0.5)), ("bb", Admission(False, "it is not good"))]
+    found = [("aa", Admission("scorer", "", 0.5)), ("bb", Admission("nobody", "it is not good"))]
     monkeypatch.setattr(reasoning_gym_admission, "admit_all", lambda: iter(found))
     monkeypatch.setattr(reasoning_gym_admission, "TABLE", tmp_path / "table.json")
     shown = said(capsys, "--admit")
-    assert "bb: it is not good\n1 of 2 datasets of reasoning-gym 0.1.25 are safe" in shown
+    assert "aa: its own scorer\nbb: nobody: not safe: it is not good\n1 of 2 datasets of reasoning-gym 0.1.25 are safe" in shown
     assert table() == dict(found)
     table.cache_clear()

@@ -17,7 +17,7 @@ from verifiers.errors import InvalidReference
 from verifiers.reasoning_gym import MAX_CHARACTERS, ReasoningGym
 from verifiers.types import Outcome, Score, Task
 
-CHAIN = {"dataset": "chain_sum", "answer": "-4", "metadata": {"source_dataset": "chain_sum"}}
+CHAIN = {"dataset": "decimal_chain_sum", "answer": "-4", "metadata": {}}
 BOARD = {"dataset": "color_cube_rotation", "answer": "red", "metadata": {}}
 
 
@@ -42,7 +42,7 @@ def judge(gym: ReasoningGym) -> Callable[..., Score]:
         ("<think>hm</think>It is <answer>-4</answer>.", "correct", "full marks"),
         ("<answer>\n -4.0\n</answer>", "correct", "full marks"),
         ("<answer>4</answer>", "wrong", "the scorer gives 0"),
-        ("<answer>It is -4</answer>", "wrong", "the scorer gives 0.25"),  # which it does: two of eight characters
+        ("<answer>It is -4</answer>", "wrong", "the scorer gives 0"),
         ("<answer>-4</answer> or <answer>4</answer>", "wrong", "hedged: another answer says -4"),
         ("<answer>-4</answer> <answer> -4 </answer>", "correct", "full marks"),
         ("<answer>4<answer>-4</answer>", "wrong", "hedged: another answer says 4"),
@@ -58,6 +58,20 @@ def judge(gym: ReasoningGym) -> Callable[..., Score]:
 )
 def test_the_answer_in_the_tags_is_scored(judge: Callable[..., Score], text: str, outcome: str, reason: str):
     score = judge(CHAIN, text)
+    assert (score.outcome, score.reason) == (outcome, reason)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "reason"),
+    [
+        ("405", "correct", "says what the reference says"),
+        ("405.0", "correct", "says what the reference says"),
+        ("-405", "wrong", "does not say 405"),  # which its own scorer takes for 405, as it does the next
+        ("405 or 7", "wrong", "does not say 405"),
+    ],
+)
+def test_where_a_scorer_is_not_trusted_the_answer_is_compared(judge: Callable[..., Score], answer: str, outcome: str, reason: str):
+    score = judge({"dataset": "gsm_symbolic", "answer": "405", "metadata": {}}, f"<answer>{answer}</answer>")
     assert (score.outcome, score.reason) == (outcome, reason)
 
 
@@ -93,9 +107,11 @@ def test_a_box_is_read_where_the_config_says_so(judge: Callable[..., Score]):
         ("-4", "expected an entry of a reasoning-gym dataset, found '-4'. Take tasks from the source reasoning_gym:NAME"),
         ({"dataset": "chain_sum", "answer": "-4"}, "metadata is missing"),
         (CHAIN | {"dataset": "chain_som"}, "reasoning-gym has no dataset 'chain_som'. Did you mean chain_sum?"),
-        (CHAIN | {"dataset": "binary_matrix"}, "binary_matrix is not trusted: its scorer evaluates texts as Python"),
+        (CHAIN | {"dataset": "puzzle24"}, "puzzle24 is not trusted: its scorer evaluates texts as Python"),
+        (CHAIN | {"dataset": "countdown"}, "countdown is not trusted: .*; the verifier countdown judges this one"),
         (CHAIN | {"answer": None}, "answer is nothing"),
-        (CHAIN | {"answer": ""}, "its own answer '' does not get full marks"),
+        (CHAIN | {"answer": ""}, "its answer is empty"),
+        (CHAIN | {"answer": "four"}, "its own answer 'four' does not get full marks"),
         (CHAIN | {"metadata": {"a": {1, 2}}}, "its metadata is not plain JSON"),
         (CHAIN | {"options": {"min_trems": 2}}, "not trusted with the options .*min_trems"),
         (
@@ -114,7 +130,7 @@ def test_a_broken_scorer_is_not_taken_for_a_wrong_answer(judge: Callable[..., Sc
         judge({"dataset": "sudoku", "answer": "1", "metadata": {}}, "<answer>2</answer>")
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "rearc", "knights_knaves"])
+@pytest.mark.parametrize("name", ["decimal_chain_sum", "rearc", "knights_knaves"])
 def test_a_run_can_train_on_a_trusted_dataset_by_its_name_alone(gym: ReasoningGym, judge: Callable[..., Score], name: str):
     tasks = load_tasks(TasksConfig.model_validate({"source": f"reasoning_gym:{name}?size=4", "held_out": 1})).train
     for task in tasks:

@@ -15,8 +15,8 @@ from verifiers.deadline import WorkerPool
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.reasoning_gym import ReasoningGym
 from verifiers.reasoning_gym_admission import admission, admit_all, make_pool, table
+from verifiers.reasoning_gym_comparison import CHECKS, OURS, is_also_right, is_right, says
 from verifiers.reasoning_gym_neighbours import means_the_same, neighbours
-from verifiers.reasoning_gym_several import CHECKS, is_also_right
 
 # A child like the real one, with datasets of our own whose scorers do what they should not.
 CHILD = """
@@ -99,7 +99,7 @@ def pool() -> Iterator[WorkerPool]:
 def test_what_a_scorer_does_wrong_is_found(pools: tuple[WorkerPool, WorkerPool], name: str):
     first, second = pools
     found = admission(first, name, seeds=(1,), second=second)
-    assert found.is_safe == (name == "exact")
+    assert found.judge == ("scorer" if name == "exact" else "nobody")
     assert FOUND[name] in found.reason
     assert not reasoning_gym_admission.TOUCHED.exists()
 
@@ -169,7 +169,15 @@ PEOPLE = {"names": ["Ann", "Bob"], "knight_knave_terms": {"knight": "hero", "kna
             PEOPLE,
             "Ann is a hero, and Bob is a villain.",
             ["Bob is a villain. Ann is a hero"],
-            ["Ann is a villain, and Bob is a hero.", "Ann is a hero.", "Ann is a hero, Bob is a hero, Bob is a villain"],
+            [
+                "Ann is a villain, and Bob is a hero.",
+                "Ann is a hero.",
+                "Ann is a hero, Bob is a hero, Bob is a villain",
+                "Ann is not a hero, and Bob is not a villain.",
+                "Ann is a hero villain, and Bob is a villain hero.",
+                "Ann is a hero, and Bob is a villain, or not",
+                "x Ann is a hero, and Bob is a villain",
+            ],
         ),
         (
             "shortest_path",
@@ -192,6 +200,23 @@ PEOPLE = {"names": ["Ann", "Bob"], "knight_knave_terms": {"knight": "hero", "kna
             ['["w,A,C", "B,B,A", "w,C,B"]'],
             ['["w,A,C", "w,C,B"]', '["w,A,B"]', '["B,B,A"]', "[]", "No"],
         ),
+        ("n_queens", {"valid_answers": ["Q _\n_ Q", "_ Q\nQ _"]}, "Q _\n_ Q", ["_ Q\nQ _ "], ["Q Q\n_ _", "", "_ Q Q _"]),
+        (
+            "kakurasu",
+            {"n_rows": 2, "n_cols": 2, "row_sums": [1, 2], "col_sums": [1, 2]},
+            "1 0\n0 1",
+            ["1 0\n0 1\n"],
+            ["-1 0\n0 1", "0 1\n1 0", "1 0", "1 0\n0 1\n0 0", "x"],
+        ),
+        (
+            "number_sorting",
+            {},
+            "['-1.0', '2']",
+            ['["-1", "2.0"]', "[-1, 2]"],
+            ["['2', '-1.0']", "[NaN, 2]", "[-1.5, 2]", "[-1]", "{}"],
+        ),
+        ("prime_factorization", {}, "2 \u00d7 3", ["3 \u00d7 2"], ["6", "2 \u00d7 3 \u00d7 1", "2 3", "2 \u00d7 \u00d7 3"]),
+        ("word_sorting", {}, "a, b, c", ["a,b,c"], ["a, b, c, d", "a, c, b", "a b c", "a, b"]),
         ("power_function", {}, "1234.5", ["1.23e3", "1230"], ["1.24e3", "-1234.5", "NaN", "x"]),
     ],
 )
@@ -205,17 +230,49 @@ def test_several_right_answers_are_told_from_wrong_ones(
 
 def test_only_reviewed_datasets_have_several_right_answers():
     assert not is_also_right("chain_sum", {"answer": "1", "metadata": {}}, "1")
-    assert set(CHECKS) <= set(table())
+    assert set(CHECKS) | OURS <= set(table())
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "knights_knaves", "shortest_path", "complex_arithmetic", "binary_matrix"])
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        (
+            "-2169",
+            ["-2169.0", "-2,169", " -2169 ", "-2169.", "-4338/2"],
+            ["2169", "-21,69", "-2 169", "-2169 or 1", "-2_169", "--2169", ""],
+        ),
+        ("1 2\n3 4", ["1  2 \n 3 4\n"], ["1 2 3 4", "12\n3 4", "1 2\n34", "1 2\n3 4\n5", "[[1,2],[3,4]]"]),
+        (
+            "[[0, 1], [1, 0]]",
+            ["[[0,1],[1,0]]"],
+            ["[[0,1],[1,0],[1,0]]", "[[0,1],[1,0,0]]", "[[false,true],[true,false]]", "[" * 20_000],
+        ),
+        ("True", [], ["true", "1", "False", "True True"]),
+    ],
+)
+def test_our_own_comparison_knows_other_spellings_and_nothing_else(reference: str, right: list[str], wrong: list[str]):
+    assert [text for text in right if not says(text, reference)] == []
+    assert [text for text in wrong if says(text, reference)] == []
+
+
+def test_where_a_scorer_fails_our_own_comparison_may_judge(pools: tuple[WorkerPool, WorkerPool], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reasoning_gym_admission, "OURS", {"contains"})
+    found = admission(pools[0], "contains", seeds=(1,))
+    assert found.judge == "comparison"
+    assert "gets 1, where '12' is asked for" in found.reason
+    monkeypatch.setattr(reasoning_gym_admission, "is_right", lambda name, entry, text: True)
+    assert "and our own comparison: " in admission(pools[0], "contains", seeds=(1,)).reason
+    assert is_right("contains", {"answer": "12", "metadata": {}}, "12.0")
+
+
+@pytest.mark.parametrize("name", ["gcd", "knights_knaves", "shortest_path", "complex_arithmetic", "binary_matrix"])
 def test_a_sample_of_the_table_is_found_again(pool: WorkerPool, name: str):
     assert admission(pool, name) == table()[name]
 
 
 def test_the_table_says_why_each_other_dataset_is_not_safe():
     assert sum(found.is_safe for found in table().values()) >= 50
-    assert all(found.is_safe or found.reason for found in table().values())
+    assert all(found.judge == "scorer" or found.reason for found in table().values())
     stored = json.loads(reasoning_gym_admission.TABLE.read_text())
     assert (stored["seeds"], stored["tasks_per_seed"]) == (list(reasoning_gym_admission.SEEDS), 8)
 
