@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from grpo.tracking import read_metrics
-
-ROOT = Path(__file__).parents[2]
-GRPO = (sys.executable, "-m", "grpo.cli")
-MARK = "GRPO_TEST_RUN"  # in the environment of every process a test starts, and so of all their children
+from tests.integration.runs import ROOT, curve, finish, ours, run, start, wait_for_step, wait_until_gone
 
 CONFIG = """
 steps = 6
@@ -55,73 +47,6 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "tiny.toml").write_text(CONFIG.replace("held_out = 8", 'held_out = 8\nrewards = "digits"'))
     yield tmp_path
     wait_until_gone(tmp_path)
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*GRPO, *arguments],
-        cwd=place,
-        env=os.environ | {MARK: str(place)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], *, timeout_s: float = 150) -> str:
-    output, _ = process.communicate(timeout=timeout_s)
-    return output
-
-
-def run(place: Path, *arguments: str) -> str:
-    process = start(place, *arguments)
-    output = finish(process)
-    assert process.returncode == 0, output
-    return output
-
-
-def ours(place: Path) -> list[psutil.Process]:
-    """Living processes that a test in this folder started, directly or not."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(place) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_until_gone(place: Path, *, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while (left := ours(place)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    names = [" ".join(process.cmdline())[:120] for process in left if process.is_running()]
-    for process in left:
-        process.kill()
-    assert not names, f"still alive: {names}"
-
-
-def wait_for_step(place: Path, step: int, process: subprocess.Popen[str], *, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"ended early: {finish(process)}")
-        if any(line["step"] >= step and "reward/mean" in line for line in read_metrics(place / "runs/tiny/metrics.jsonl")):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached within {timeout_s} s")
-
-
-def curve(place: Path, name: str = "tiny") -> list[dict[str, float]]:
-    """The metrics of a run without those that measure time."""
-    lines = read_metrics(place / "runs" / name / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if not measures_time(key)} for line in lines]
-
-
-def measures_time(metric: str) -> bool:
-    return metric.startswith(("time/", "speed/")) or (metric.startswith("verify/") and metric.endswith("_s"))
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from sandbox.errors import SandboxUnavailable
 from sandbox.ownership import LABEL_OWNER, Owner
 from sandbox.pool import open_sandbox
 from sandbox.types import Limits, Program
+from tests.sandbox.own_daemon import own_daemon
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
 
@@ -137,73 +136,11 @@ def test_the_sweep_touches_nobody_elses_containers(image):
             client.api.remove_container(made[name], force=True)
 
 
-class Daemon:
-    """A Docker daemon of our own: another socket, another data folder, no network."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = f"unix://{folder}/d.sock"
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        """After a kill the first start may fail over what was left, as a service manager's would; it tries again, as that does."""
-        for _ in range(3):
-            (self.folder / "pid").unlink(missing_ok=True)
-            command = ["dockerd", "-H", self.url, "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec"]
-            command += ["-p", f"{self.folder}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
-            with (self.folder / "log").open("ab") as log:
-                self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            while self.process.poll() is None:
-                if subprocess.run(["docker", "-H", self.url, "info"], capture_output=True, timeout=30).returncode == 0:
-                    return
-                time.sleep(0.2)
-            self.kill_containerd()
-        raise AssertionError((self.folder / "log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        """End the daemon and the containerd it started."""
-        assert self.process is not None
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        self.kill_containerd()
-
-    def kill_containerd(self) -> None:
-        for pid in containerds_of(self.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def containerds_of(folder: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0].endswith(b"containerd") and str(folder).encode() in b" ".join(words):
-                    found.append(int(entry.name))
-    return found
-
-
 @pytest.fixture
 def daemon(image, monkeypatch):
-    if shutil.which("dockerd") is None or os.geteuid() != 0:
-        pytest.skip("a daemon of our own needs dockerd and root")
-    folder = Path(tempfile.mkdtemp(prefix="grpo-dockerd-", dir="/tmp"))  # a socket's path is short
-    daemon = Daemon(folder)
-    daemon.start()
-    saved = subprocess.run(["docker", "save", image], capture_output=True, check=True).stdout
-    subprocess.run(["docker", "-H", daemon.url, "load"], input=saved, capture_output=True, check=True)
-    monkeypatch.setenv("DOCKER_HOST", daemon.url)
-    yield daemon
-    daemon.stop()
-    subprocess.run(["umount", "-R", f"{folder}/data"], capture_output=True)  # a killed daemon leaves its mounts
-    shutil.rmtree(folder)
+    with own_daemon(image) as daemon:
+        monkeypatch.setenv("DOCKER_HOST", daemon.url)
+        yield daemon
 
 
 async def test_a_daemon_that_is_killed_and_comes_back_costs_no_program(daemon):
