@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -20,6 +21,7 @@ from grpo.config import RunConfig
 from grpo.evaluate import evaluate
 from grpo.folder import RunFolder
 from grpo.learner import Learner, LearnerSpec
+from grpo.notices import Notices
 from grpo.prepare import check_engine, fitting, prepare_model
 from grpo.probe import ProbedFleet, SyncProbe
 from grpo.progress import ProgressTracker
@@ -176,10 +178,12 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
     task_set = fitting(task_set, config, model_path)
     sweep_snapshots()
     snapshots = snapshot_folder(folder.path.name)
+    notices = Notices(folder.logs, lambda text: console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True))
     cluster = Cluster(config.ray_address, logs=folder.logs)
     parts = contextlib.AsyncExitStack()
     try:
         async with parts:
+            parts.callback(asyncio.create_task(notices.follow()).cancel)
             share = gpu_share(config, cluster.num_gpus) if device == "cuda" else 0.0
             fleet = make_fleet(config, cluster, model_path, device=device, num_gpus=share)
             spec = learner_spec(config, model_path, device=device, snapshots=snapshots, faults=folder.path / "faults")
