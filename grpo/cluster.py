@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sandbox.errors import SystemFault
 
@@ -116,16 +117,31 @@ class Cluster:
     def num_gpus(self) -> float:
         return ray.cluster_resources().get("GPU", 0.0)
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that are alive."""
+        return len(self._nodes())
+
+    def _nodes(self) -> list[str]:
+        return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+    def _node(self, place: int) -> str:
+        nodes = self._nodes()
+        return nodes[place % len(nodes)]
+
     async def start(
         self,
         factory: Any,
         *args: Any,
         name: str,
         num_gpus: float = 0.0,
+        place: int | None = None,
         env: dict[str, str] | None = None,
         lost: type[Exception] = SystemFault,
     ) -> Any:
         """An actor that holds `factory(*args)`, as a proxy. `env` is set before its process imports anything.
+
+        Actors of different `place` are put on different nodes where there are as many; without one Ray chooses.
 
         Nothing is retried by Ray: a restarted actor would hold the weights it was built with, not those it was given.
         """
@@ -133,11 +149,13 @@ class Cluster:
         actor = (
             ray.remote(Host)
             .options(
-                num_cpus=0,
+                # Where an actor that reserves nothing is put is left to chance by Ray, whatever the strategy says.
+                num_cpus=0 if place is None else 0.001,
                 num_gpus=num_gpus,
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=10_000,
+                scheduling_strategy="DEFAULT" if place is None else NodeAffinitySchedulingStrategy(self._node(place), soft=True),
                 runtime_env={"env_vars": env or {}},
             )
             .remote(str(log_file.resolve()))

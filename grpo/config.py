@@ -99,6 +99,15 @@ class EvaluationConfig(_Part):
     )
 
 
+class VerifiersConfig(_Part):
+    """[verifiers]: the processes that judge completions."""
+
+    num_services: int | None = Field(
+        default=None, ge=1, le=1024, description="Verifier services, spread over the nodes. None: one for each node."
+    )
+    workers: int = Field(default=2, ge=1, le=256, description="Processes that each verifier may keep, in each service.")
+
+
 class CheckpointConfig(_Part):
     """[checkpoints]: what is kept to resume from."""
 
@@ -143,6 +152,7 @@ class RunConfig(_Part):
     model: ModelConfig = Field(default=ModelConfig(), description="The policy.")
     tasks: TasksConfig = Field(description="Prompts and references.")
     rewards: dict[str, RewardMix] = Field(default={}, description="Reward mixes by name, beside the built-in ones.")
+    verifiers: VerifiersConfig = Field(default=VerifiersConfig(), description="What judges.")
     sandbox: SandboxConfig = Field(default=SandboxConfig(), description="Where programs run that verifiers judge.")
     sampling: Sampling = Field(default=Sampling(), description="How completions are sampled.")
     engine: EngineConfig = Field(default=EngineConfig(), description="What samples them.")

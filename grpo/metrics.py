@@ -41,6 +41,7 @@ METRICS: dict[str, str] = {
     "verify/{verifier}_mean_s": "mean seconds of one check, each distinct text of a group checked once",
     "verify/{verifier}_p50_s": "their median",
     "verify/{verifier}_p99_s": "their 99th percentile",
+    "verify/lost_services": "verifier services replaced since the start",
     "sandbox/{event}": "programs that ended in this way since the last step; also programs lost and slots replaced",
     "sandbox/{stage}_p50_s": "median seconds of a program in the queue for a slot, and of its run",
     "sandbox/{stage}_p99_s": "their 99th percentile",

@@ -38,6 +38,7 @@ from rollout.types import Group
 from rollout.waiting import all_of
 from rollout.worker import RolloutWorker, WorkerSpec
 from verifiers.service import VerifierService
+from verifiers.service_pool import ServiceLost, ServicePool
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Run:
     tasks: TaskStream
     fleet: Fleet
     learner: Any
-    verifiers: Any
+    verifiers: ServicePool
     checkpoints: Checkpoints
     rollouts: RolloutStore
     model_path: str
@@ -186,14 +187,15 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             parts.callback(asyncio.create_task(notices.follow()).cancel)
             share = gpu_share(config, cluster.num_gpus) if device == "cuda" else 0.0
             fleet = make_fleet(config, cluster, model_path, device=device, num_gpus=share)
+            verifiers = make_verifiers(config, cluster)
             spec = learner_spec(config, model_path, device=device, snapshots=snapshots, faults=folder.path / "faults")
             starting: list[Awaitable[Any]] = [
                 # Threads that wait without spinning: on cores shared with the workers spinning makes a step ten times slower.
                 cluster.start(Learner, spec, name="learner", num_gpus=share, env={"OMP_WAIT_POLICY": "PASSIVE"}),
-                cluster.start(make_verifiers, config, name="verifiers"),
+                verifiers.start(),
                 fleet.start(),
             ]
-            learner, verifiers, _ = await all_of(starting)
+            learner, *_ = await all_of(starting)
             for part in (learner, verifiers, fleet):
                 parts.push_async_callback(part.close)
             fleet.probe = make_probe(config, task_set, learner)
@@ -219,8 +221,17 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             snapshots.rmdir()
 
 
-def make_verifiers(config: RunConfig) -> VerifierService:
-    return VerifierService(config.rewards, plugins=config.plugins, sandbox=config.sandbox)
+def make_verifiers(config: RunConfig, cluster: Cluster) -> ServicePool:
+    """Verifier services that are actors of the cluster."""
+
+    async def start_service(index: int) -> Any:
+        return await cluster.start(make_service, config, name=f"verifiers-{index}", place=index, lost=ServiceLost)
+
+    return ServicePool(start_service, num_services=config.verifiers.num_services or cluster.num_nodes)
+
+
+def make_service(config: RunConfig) -> VerifierService:
+    return VerifierService(config.rewards, plugins=config.plugins, workers=config.verifiers.workers, sandbox=config.sandbox)
 
 
 def make_probe(config: RunConfig, task_set: TaskSet, learner: Any) -> SyncProbe | None:

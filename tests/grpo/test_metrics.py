@@ -12,7 +12,7 @@ from rollout.types import Completion, Group
 from verifiers.types import Task, Verdict, correct, infra, partial, unparseable, wrong
 
 PACKAGES = Path(__file__).parents[2]
-OTHERS = ["rollout/collector.py", "rollout/fleet.py", "verifiers/service.py", "sandbox/pool.py"]
+OTHERS = ["rollout/collector.py", "rollout/fleet.py", "verifiers/service.py", "verifiers/service_pool.py", "sandbox/pool.py"]
 EMITTING = [*sorted((PACKAGES / "grpo").rglob("*.py")), *(PACKAGES / name for name in OTHERS)]
 
 
