@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from grpo.cli import make_parser
+from grpo.config import VerifiersConfig
 from verifiers.audit import audit
 from verifiers.registry import entries, load_plugins
 from verifiers.reward import RewardMix, built_in_mixes
@@ -29,9 +30,11 @@ def test_every_command_of_the_page_parses(line: str):
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
-def test_every_mix_of_the_page_works(block: str):
-    mixes = {name: RewardMix.model_validate(mix) for name, mix in tomllib.loads(block)["rewards"].items()}
-    VerifierService(mixes)
+def test_every_mix_and_setting_of_the_page_works(block: str):
+    settings = tomllib.loads(block)
+    VerifiersConfig.model_validate(settings.pop("verifiers", {}))
+    VerifierService({name: RewardMix.model_validate(mix) for name, mix in settings.pop("rewards", {}).items()})
+    assert settings == {}
 
 
 def test_the_page_names_the_mixes_and_verifiers_that_exist():
