@@ -34,7 +34,6 @@ def test_every_mix_and_setting_of_the_page_works(block: str):
     settings = tomllib.loads(block)
     VerifiersConfig.model_validate(settings.pop("verifiers", {}))
     VerifierService({name: RewardMix.model_validate(mix) for name, mix in settings.pop("rewards", {}).items()})
-    assert settings == {}
 
 
 def test_the_page_names_the_mixes_and_verifiers_that_exist():
