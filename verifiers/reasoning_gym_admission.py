@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from verifiers.deadline import Overrun, WorkerPool
 from verifiers.errors import VerifierError
-from verifiers.reasoning_gym_comparison import OURS, is_also_right, is_right
+from verifiers.reasoning_gym_comparison import DISTRUSTED, OURS, is_also_right, is_right
 from verifiers.reasoning_gym_neighbours import Neighbour, garbage, means_the_same, neighbours, programs
 
 CHILD = Path(__file__).with_name("reasoning_gym_child.py")
@@ -30,6 +30,7 @@ SCORE_DEADLINE_S = 5.0
 MEMORY_MB = 3072
 SEEDS = (11, 12, 13)
 TASKS_PER_SEED = 8
+TEXTS_AT_ONCE = 20  # which together have to be scored before the deadline
 MAX_SHOWN = 60
 TOUCHED = Path(tempfile.gettempdir()) / "a_scorer_ran_this"
 
@@ -104,6 +105,8 @@ def admission(
     except NotAdmitted as finding:
         return Admission("nobody", str(finding))
     try:
+        if name in DISTRUSTED:
+            raise NotAdmitted(DISTRUSTED[name])
         most = max(_tried(_Scorer(pool, name, given, second), entries) for entries in made)
     except NotAdmitted as finding:
         reason = str(finding)
@@ -120,18 +123,21 @@ def admission(
 
 
 def _entries(pool: WorkerPool, name: str, options: dict[str, Any], second: WorkerPool | None) -> list[dict[str, Any]]:
-    question = {"ask": "entries", "dataset": name, "options": options}
-    made = _asked(pool, question, "making its tasks")
-    if made["fault"] is not None:
-        raise NotAdmitted(f"it cannot be made with the options {options}: {made['fault']}")
-    if second is not None and _asked(second, question, "making its tasks") != made:
-        raise NotAdmitted("another process makes other tasks from the same seed")
-    for entry in made["entries"]:
-        if not isinstance(entry["answer"], str):
+    """As many tasks as the options' size says. Raises NotAdmitted when they are of no use."""
+    entries = []
+    for index in range(options["size"]):
+        question = {"ask": "entry", "index": index, "dataset": name, "options": options}
+        made = _asked(pool, question, "making a task")
+        if made["fault"] is not None:
+            raise NotAdmitted(f"it cannot be made with the options {options}: {made['fault']}")
+        if second is not None and _asked(second, question, "making a task") != made:
+            raise NotAdmitted("another process makes other tasks from the same seed")
+        if not isinstance(made["entry"]["answer"], str):
             raise NotAdmitted("it states no reference answer, so its scorer cannot be tried")
-        if not entry["answer"].strip():
+        if not made["entry"]["answer"].strip():
             raise NotAdmitted("some of its reference answers are empty")
-    return made["entries"]
+        entries.append(made["entry"])
+    return entries
 
 
 class _Comparison:
@@ -168,8 +174,9 @@ class _Scorer:
         return [reply["score"] for reply in scored]
 
     def _replies(self, pool: WorkerPool, entry: dict[str, Any], texts: Sequence[str], what: str) -> list[dict[str, Any]]:
-        question = {"ask": "scores", "dataset": self.name, "options": self._options, "entry": entry, "answers": texts}
-        return _asked(pool, question, f"scoring {what}")
+        question = {"ask": "scores", "dataset": self.name, "options": self._options, "entry": entry}
+        parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
+        return [reply for part in parts for reply in _asked(pool, question | {"answers": part}, f"scoring {what}")]
 
 
 def _tried(judge: _Scorer | _Comparison, entries: Sequence[dict[str, Any]]) -> float:

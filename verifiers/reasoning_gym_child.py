@@ -47,7 +47,8 @@ class Guard:
             self._is_up = False
 
 
-_datasets: dict[str, Any] = {}
+_datasets: dict[str, Any] = {}  # whose scorers are asked
+_newest: tuple[str, Any] | None = None  # that makes entries
 
 
 def setup(_: Any) -> None:
@@ -60,23 +61,26 @@ def setup(_: Any) -> None:
 
 
 def answer(question: dict[str, Any]) -> Any:
-    """What is asked for: the names of all datasets, the entries of one, or the scores of answers to one entry."""
+    """What is asked for: the names of all datasets, an entry of one, or the scores of answers to an entry."""
     if question["ask"] == "names":
         from reasoning_gym.factory import DATASETS
 
         return sorted(DATASETS)
-    if question["ask"] == "entries":
-        return entries(question["dataset"], question["options"])
+    if question["ask"] == "entry":
+        return entry_at(question["index"], question["dataset"], question["options"])
     return scores(question["dataset"], question["options"], question["entry"], question["answers"])
 
 
-def entries(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All entries of a dataset, as JSON would carry them, or the fault for which there are none."""
+def entry_at(index: int, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a dataset, as JSON would carry it, or the fault for which there is none."""
+    global _newest
+    key = json.dumps([name, options], sort_keys=True)
     try:
-        made = _made(name, options)
+        if _newest is None or _newest[0] != key:
+            _newest = key, _made(name, options)
     except (TypeError, AssertionError, ValueError) as error:
         return {"fault": str(error) or type(error).__name__}
-    return {"fault": None, "entries": [json.loads(json.dumps(made[index])) for index in range(len(made))]}
+    return {"fault": None, "entry": json.loads(json.dumps(_newest[1][index]))}
 
 
 def scores(name: str, options: dict[str, Any], entry: dict[str, Any], answers: list[str]) -> list[dict[str, Any]]:

@@ -168,6 +168,9 @@ CHECKS: dict[str, Callable[[Entry, str], bool]] = {
     "word_sorting": same_list,
 }
 
+# What was found against scorers by more tasks than the test takes.
+DISTRUSTED = {"codeio": "its scorer gives full marks to a number whose sixteenth digit is wrong"}
+
 # Judged here if the scorer fails the test: `is_right` knows all right answers in the form that the question asks for.
 OURS = frozenset(
     {
@@ -175,6 +178,7 @@ OURS = frozenset(
         "bitwise_arithmetic",
         "calendar_arithmetic",
         "chain_sum",
+        "codeio",
         "coin_flip",
         "game_of_life",
         "game_of_life_halting",

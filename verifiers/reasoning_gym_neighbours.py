@@ -29,6 +29,7 @@ def neighbours(answer: str, others: Sequence[str], *, seed: int) -> Iterator[Nei
         *_at_places("a character dropped", answer, r"[^\W_]", lambda _: "", rng),
         *_at_places("a character doubled", answer, r"[^\W_]", lambda found: found * 2, rng),
         *_at_places("a sign changed", answer, r"(?<![\w.)-])-(?=\d)|(?<![\w.,-])(?=\d)", lambda found: "" if found else "-", rng),
+        *_at_places("a decimal added", answer, r"(?<=\.)\d+", lambda found: f"{found}{found[-1]}", rng),
         *_at_places("a number nudged", answer, r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", _nudged, rng),
         *_at_places("not a number", answer, r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])", lambda _: "NaN", rng),
         *_at_places("an infinite number", answer, r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])", lambda _: "Infinity", rng),

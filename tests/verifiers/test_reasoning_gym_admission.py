@@ -15,7 +15,7 @@ from verifiers.deadline import WorkerPool
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.reasoning_gym import ReasoningGym
 from verifiers.reasoning_gym_admission import admission, admit_all, make_pool, table
-from verifiers.reasoning_gym_comparison import CHECKS, OURS, is_also_right, is_right, says
+from verifiers.reasoning_gym_comparison import CHECKS, DISTRUSTED, OURS, is_also_right, is_right, says
 from verifiers.reasoning_gym_neighbours import means_the_same, neighbours
 
 # A child like the real one, with datasets of our own whose scorers do what they should not.
@@ -231,6 +231,7 @@ def test_several_right_answers_are_told_from_wrong_ones(
 def test_only_reviewed_datasets_have_several_right_answers():
     assert not is_also_right("chain_sum", {"answer": "1", "metadata": {}}, "1")
     assert set(CHECKS) | OURS <= set(table())
+    assert all(table()[name].judge != "scorer" and table()[name].reason == fault for name, fault in DISTRUSTED.items())
 
 
 @pytest.mark.parametrize(
