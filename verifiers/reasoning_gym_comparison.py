@@ -169,7 +169,7 @@ CHECKS: dict[str, Callable[[Entry, str], bool]] = {
 }
 
 # What was found against scorers by more tasks than the test takes.
-DISTRUSTED = {"codeio": "its scorer gives full marks to a number whose sixteenth digit is wrong"}
+DISTRUSTED = {"codeio": "its scorer gives full marks to a number whose seventeenth digit is wrong"}
 
 # Judged here if the scorer fails the test: `is_right` knows all right answers in the form that the question asks for.
 OURS = frozenset(
