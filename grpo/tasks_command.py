@@ -20,6 +20,12 @@ MAX_SHOWN = 1200
 JUDGES = {"scorer": "its own scorer", "comparison": "our comparison", "nobody": "nobody: not safe"}
 SCHEME = "reasoning_gym:"
 
+DESCRIPTION = """\
+List the datasets of reasoning-gym that one can train on. The scorers of most passed the admission test: they
+give full marks to the references and to nothing else that was tried, raise nothing, and never run an answer.
+Some others are judged by our own comparison with the reference. With a name or a source: some of its tasks,
+and how a config asks for them.
+"""
 EPILOG = """\
   grpo tasks                          the datasets that can be trained on
   grpo tasks --all                    the others too, who judges each, and what its own scorer does wrong
@@ -34,10 +40,7 @@ def add_tasks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     tasks = commands.add_parser(
         "tasks",
         help="list the datasets one can train on, or show some tasks of a source",
-        description="List the datasets of reasoning-gym that one can train on. The scorers of most passed the admission test: they "
-        "give full marks to the references and to nothing else that was tried, raise nothing, and never run an answer. Some others "
-        "are judged by our own comparison with the reference. With a name or a source: some of its tasks, and how a config asks "
-        "for them.",
+        description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -131,7 +134,7 @@ def _sized(source: str, size: int) -> str:
 
 
 def _dataset_lines(name: str, path: str, rows: list[Row]) -> Iterator[str]:
-    from rollout.tasks import OF_REASONING_GYM
+    from rollout.rows import OF_REASONING_GYM
     from verifiers.errors import InvalidReference
     from verifiers.reasoning_gym import ReasoningGym
     from verifiers.reasoning_gym_admission import table

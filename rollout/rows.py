@@ -17,6 +17,12 @@ from rollout.errors import TaskError
 from verifiers.options import did_you_mean
 
 SCHEMES = ("hf", "reasoning_gym", "python")
+# What [tasks] asks of these rows when it names no rewards; the verifier of that mix looks for its answer there.
+OF_REASONING_GYM = {
+    "prompt": "{question}\n\nState your final answer between <answer> and </answer>.",
+    "reference": "entry",
+    "rewards": "reasoning_gym",
+}
 
 
 class Row(NamedTuple):

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from rollout import fields
 from rollout.errors import TaskError
 from rollout.fields import Recorded
-from rollout.rows import Row, read_rows
+from rollout.rows import OF_REASONING_GYM, Row, read_rows
 from verifiers.types import Task
 
 RecordedForm = Literal["pairs", "labels", "demonstrations"]
@@ -47,13 +47,6 @@ def _template(text: str) -> str:
             raise ValueError(f"{text!r} has the braces {{{name}}}, which name no field of a row. {braces}")
     return text
 
-
-# What a source asks for when the config names no rewards; the verifier of that mix looks for its answer there.
-OF_REASONING_GYM = {
-    "prompt": "{question}\n\nState your final answer between <answer> and </answer>.",
-    "reference": "entry",
-    "rewards": "reasoning_gym",
-}
 
 Text = Annotated[str, AfterValidator(_without_escapes)]
 Template = Annotated[Text, AfterValidator(_template)]

@@ -89,17 +89,16 @@ class ReasoningGym:
         return entry
 
     def _prepare_scorer(self, entry: Entry) -> None:
+        try:
+            json.dumps([entry.metadata, entry.options])
+        except (TypeError, ValueError, RecursionError) as error:
+            hint = "Take it from the source reasoning_gym:NAME."
+            raise InvalidReference(f"its metadata and options are not plain JSON: {error}. {hint}") from None
         refusal = self._refusal_of_options(entry)
         if refusal is not None:
             raise InvalidReference(
                 f"{entry.dataset} is not trusted with the options {entry.scorer_options}: {refusal}. Change them."
             )
-        try:
-            json.dumps(entry.metadata)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidReference(
-                f"its metadata is not plain JSON: {error}. Take it from the source reasoning_gym:NAME."
-            ) from None
         try:
             (reply,) = self._pool.ask_and_wait(_question(entry, [entry.answer.strip()]))
         except Overrun as error:

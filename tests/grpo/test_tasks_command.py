@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from grpo.cli import main
-from rollout.tasks import OF_REASONING_GYM, TasksConfig
+from rollout.rows import OF_REASONING_GYM
+from rollout.tasks import TasksConfig
 from verifiers import reasoning_gym_admission
 from verifiers.reasoning_gym_admission import Admission, table
 

@@ -112,7 +112,8 @@ def test_a_box_is_read_where_the_config_says_so(judge: Callable[..., Score]):
         (CHAIN | {"answer": None}, "answer is nothing"),
         (CHAIN | {"answer": ""}, "its answer is empty"),
         (CHAIN | {"answer": "four"}, "its own answer 'four' does not get full marks"),
-        (CHAIN | {"metadata": {"a": {1, 2}}}, "its metadata is not plain JSON"),
+        (CHAIN | {"metadata": {"a": {1, 2}}}, "its metadata and options are not plain JSON"),
+        (CHAIN | {"options": {"a": b""}}, "its metadata and options are not plain JSON"),
         (CHAIN | {"options": {"min_trems": 2}}, "not trusted with the options .*min_trems"),
         (
             {"dataset": "figlet_font", "answer": "A", "metadata": {}, "options": {"min_word_len": 12, "max_word_len": 14}},
