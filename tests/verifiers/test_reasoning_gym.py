@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 from rollout.rows import read_rows
 from rollout.tasks import TasksConfig, load_tasks
 from verifiers.errors import InvalidReference
+from verifiers.hostile_texts import few_hostile_texts
 from verifiers.reasoning_gym import MAX_CHARACTERS, ReasoningGym
+from verifiers.reasoning_gym_admission import table
+from verifiers.service import Text, VerifierService
 from verifiers.types import Outcome, Score, Task
 
 CHAIN = {"dataset": "decimal_chain_sum", "answer": "-4", "metadata": {}}
@@ -99,6 +103,39 @@ def test_a_box_is_read_where_the_config_says_so(judge: Callable[..., Score]):
         assert judge(CHAIN, "<answer>-4</answer>", boxed).outcome is Outcome.UNPARSEABLE
     finally:
         asyncio.run(boxed.close())
+
+
+async def judge_hostile(names: list[str], per_kind: int) -> Counter[str]:
+    """Hostile answers to one task of each dataset, through the service. None may be right, or nobody's to judge."""
+    service, outcomes = VerifierService({}, workers=2), Counter[str]()
+    try:
+        for name in names:
+            source = f"reasoning_gym:{name}?size=2"
+            task = load_tasks(TasksConfig.model_validate({"source": source, "held_out": 1})).train[0]
+            for kind, text in few_hostile_texts(per_kind):
+                (verdict,) = await service.judge(task, [Text(f"<answer>{text}</answer>", None)])
+                assert verdict.reward == 0.0, (name, kind, verdict.scores[0].reason)
+                outcomes[verdict.scores[0].outcome.value] += 1
+            verifier: Any = service.verifiers_of("reasoning_gym")["reasoning_gym"]
+            (right,) = await service.judge(task, [Text(verifier.example(task.reference), None)])
+            assert right.reward == 1.0, (name, right.scores[0].reason)
+    finally:
+        await service.close()
+    return outcomes
+
+
+async def test_hostile_answers_are_wrong_and_break_nothing():
+    outcomes = await judge_hostile(["rearc", "power_function", "game_of_life"], 1)
+    assert outcomes["wrong"] > 50
+    assert outcomes["infra"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+async def test_hostile_answers_to_every_trusted_dataset_are_wrong_and_break_nothing():
+    outcomes = await judge_hostile([name for name, admission in table().items() if admission.is_safe], 3)
+    assert outcomes["wrong"] > 4000
+    assert outcomes["infra"] == 0
 
 
 @pytest.mark.parametrize(
