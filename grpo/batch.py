@@ -106,15 +106,48 @@ def micro_batches(rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_
     """
     assert len(rows) % rows_per_unit == 0, "rows come in whole units"
     units = [range(first, first + rows_per_unit) for first in range(0, len(rows), rows_per_unit)]
-    widths = {unit: max(rows[i].num_tokens for i in unit) for unit in units}
+    widths = [max(rows[i].num_tokens for i in unit) for unit in units]
+    return [
+        [i for unit in batch for i in units[unit]]
+        for batch in by_length(widths, max_tokens=tokens_per_micro_batch // rows_per_unit)
+    ]
+
+
+def by_length(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Indices, longest first, cut so that their number times the longest of them stays within max_tokens, or is one."""
     batches: list[list[int]] = []
-    budget = 0  # rows that the last batch may have: units come longest first, so its first unit is its width
-    for unit in sorted(units, key=lambda unit: (-widths[unit], unit.start)):
-        if batches and len(batches[-1]) + rows_per_unit <= budget:
-            batches[-1].extend(unit)
+    budget = 0  # what the last batch may hold: they come longest first, so its first is its width
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and len(batches[-1]) < budget:
+            batches[-1].append(index)
         else:
-            batches.append([*unit])
-            budget = tokens_per_micro_batch // widths[unit]
+            batches.append([index])
+            budget = max_tokens // lengths[index]
+    return batches
+
+
+def micro_packs(rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_per_unit: int = 1) -> list[list[int]]:
+    """Row indices, those of one prompt together, cut so that the tokens stay within the budget; a prompt counts once in each.
+
+    Units of `rows_per_unit` consecutive rows stay together, in their order; one longer than the budget gets a micro-batch of its
+    own.
+    """
+    assert len(rows) % rows_per_unit == 0, "rows come in whole units"
+    by_prompt: dict[tuple[int, ...], list[range]] = {}
+    for first in range(0, len(rows), rows_per_unit):
+        by_prompt.setdefault(rows[first].prompt_ids, []).append(range(first, first + rows_per_unit))
+    batches: list[list[int]] = []
+    prompts: set[tuple[int, ...]] = set()
+    room = 0
+    for unit in chain.from_iterable(by_prompt.values()):
+        completions = sum(len(rows[i].token_ids) for i in unit)
+        new = {rows[i].prompt_ids for i in unit}
+        if not batches or completions + sum(map(len, new - prompts)) > room:
+            batches.append([])
+            prompts, room = set(), tokens_per_micro_batch
+        batches[-1].extend(unit)
+        room -= completions + sum(map(len, new - prompts))
+        prompts |= new
     return batches
 
 

@@ -74,7 +74,7 @@ class LearnerConfig(_Part):
     mini_batches: int = Field(
         default=1, ge=1, description="Optimizer steps per training step; each takes its share of the rows once."
     )
-    tokens_per_micro_batch: int = Field(default=16384, ge=1, description="Rows times longest row in one forward pass, in tokens.")
+    tokens_per_micro_batch: int = Field(default=16384, ge=1, description="Tokens in one forward pass, padding included.")
     activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
     max_mismatch: float = Field(
         default=0.05, gt=0, description="Stop when engine and learner disagree by more than this mean |log-probability| on policy."

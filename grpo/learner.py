@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.batch import Batch, Example, make_batch, micro_batches, token_weights
+from grpo.batch import Batch, Example, make_batch, token_weights
 from grpo.config import LearnerConfig, ModelConfig
 from grpo.metrics import UpdateTotals
 from grpo.nonfinite import NonFiniteGuard
@@ -158,7 +158,8 @@ class Learner:
         totals.count(examples, rows)
         self._optimizer.zero_grad()
         point = self._reference_point(rows)
-        for indices in micro_batches(rows, tokens_per_micro_batch=self._config.tokens_per_micro_batch, rows_per_unit=size):
+        budget = self._config.tokens_per_micro_batch
+        for indices in self._policy.micro_batches(rows, tokens_per_micro_batch=budget, rows_per_unit=size):
             chosen, row_weights = [rows[i] for i in indices], [weights[taught[i]] for i in indices]
             self._accumulate(make_batch(chosen, row_weights, device=self._policy.device, reference_point=point), totals)
         return bool(rows)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from grpo.batch import Batch
+from grpo.batch import Batch, Example, micro_batches, micro_packs
 from grpo.config import LoraConfig
+from grpo.packing import enable_packing, packed_hidden, padded_hidden
 from grpo.token_scores import TokenScores, token_scores
 from rollout.errors import ModelError
 from rollout.weights import model_weights
@@ -25,7 +26,8 @@ class Policy:
 
     Master weights are float32; with `compute_dtype` bfloat16 the forward pass is autocast. There is never dropout. With adapters
     the base weights are frozen, and the reference is the model with its adapters switched off until `refresh_reference`. Otherwise
-    it is a copy of the trainable weights, which `keep_reference` makes at the start; `reference_device` is where it waits.
+    it is a copy of the trainable weights, which `keep_reference` makes at the start; `reference_device` is where it waits. On a CPU
+    rows go through the model without padding, and the prompt of a group once, where the model allows it.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Policy:
         self.device = device
         self._compute_dtype = compute_dtype
         self.model = load_model(model_path, device)
+        # TODO when measured on a GPU: there packing may call for another attention kernel, so rows are padded.
+        self.is_packed = device == "cpu" and enable_packing(self.model)
         self._adapters = add_adapters(self.model, lora) if lora.rank > 0 else None
         self.reference_weights: dict[str, Tensor] | None = None
         self._reference_device = reference_device or device
@@ -93,14 +97,17 @@ class Policy:
         """
         row, step = batch.mask.nonzero(as_tuple=True)
         with self._autocast():
-            # Padding is on the right and attention is causal: no completion token can see it, so no attention mask is needed.
-            hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            before = hidden[row, batch.prompt_lengths[row] - 1 + step]
+            before = packed_hidden(self.model, batch) if self.is_packed else padded_hidden(self.model, batch)
             weight, bias = head_weights(self.model)
             dtype = None if self._compute_dtype == torch.float32 else self._compute_dtype
             logprobs, entropy = token_scores(before, weight, bias, batch.token_ids[row, step], temperature=temperature, dtype=dtype)
         outside = logprobs.new_zeros(batch.mask.shape)
         return TokenScores(outside.index_put((row, step), logprobs), outside.index_put((row, step), entropy))
+
+    def micro_batches(self, rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_per_unit: int = 1) -> list[list[int]]:
+        """Which rows to score together: those of one prompt, or, padded, those of one length."""
+        cut = micro_packs if self.is_packed else micro_batches
+        return cut(rows, tokens_per_micro_batch=tokens_per_micro_batch, rows_per_unit=rows_per_unit)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._compute_dtype == torch.float32:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grpo.batch import Example, make_batch, micro_batches
+from grpo.batch import Example, make_batch
 from grpo.policy import Policy
 
 
@@ -23,7 +23,7 @@ class Scorer:
     def logprobs(self, examples: Sequence[Example]) -> list[tuple[float, ...]]:
         """Of each example's completion tokens, under the weights of the moment."""
         scores: list[tuple[float, ...]] = [()] * len(examples)
-        for indices in micro_batches(examples, tokens_per_micro_batch=self._tokens_per_micro_batch):
+        for indices in self._policy.micro_batches(examples, tokens_per_micro_batch=self._tokens_per_micro_batch):
             rows = [examples[i] for i in indices]
             batch = make_batch(rows, [0.0] * len(rows), device=self._policy.device)
             values = self._policy.score(batch, temperature=self._temperature).logprobs.tolist()
