@@ -93,7 +93,11 @@ class _TokenScores(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ head
             if grad_weight is not None:
-                grad_weight += (hidden[rows].to(ctx.dtype).t() @ grad).t()
+                states = hidden[rows].to(ctx.dtype)
+                if grad_weight.dtype == ctx.dtype:
+                    grad_weight.addmm_(grad.t(), states)  # in place: a second [V, H] would be larger than the chunk
+                else:
+                    grad_weight += grad.t() @ states
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
