@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,18 @@ class Proxy:
             return await self._await(self._actor.call.remote(method, args, kwargs))
 
         return call
+
+    async def stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        """The items of the object's own `stream(...)`, as they come. Closing this ends that."""
+        references = self._actor.stream.options(num_returns="streaming").remote(args, kwargs)
+        is_finished = False
+        try:
+            async for reference in references:
+                yield await self._await(reference)
+            is_finished = True
+        finally:
+            if not is_finished:
+                ray.cancel(references)
 
     async def _await(self, reference: Any) -> Any:
         try:
@@ -90,6 +104,11 @@ class Host:
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await getattr(self._object, method)(*args, **kwargs)
+
+    async def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any]:
+        async with aclosing(self._object.stream(*args, **kwargs)) as items:
+            async for item in items:
+                yield item
 
 
 class Cluster:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from grpo.metrics import group_metrics
 from grpo.state import RunState
+from rollout.judging import judged_group
 from rollout.types import Group
 from verifiers.types import Task
 
@@ -19,9 +20,8 @@ async def train(run: Run) -> RunState:
     await run.fleet.load(await run.learner.publish(state.step))
 
     async def rollout(task: Task) -> Group:
-        completions = await run.fleet.sample(task, n=run.config.group_size)  # sample
-        verdicts = await run.verifiers.verify(task, completions)  # verify
-        return Group(task, completions, verdicts)
+        finished = run.fleet.stream(task, n=run.config.group_size)  # sample
+        return await judged_group(task, finished, run.verifiers.verify)  # verify
 
     source = run.source(rollout)  # Collector for live groups, RecordedGroups for recorded ones
     state = await run.begin(state)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Protocol
 
 from rollout.errors import WorkerLost
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Worker(Protocol):
     """What the fleet asks of a RolloutWorker, whether it is called directly or through a proxy of an actor."""
 
-    async def sample(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> tuple[Completion, ...]: ...
+    def stream(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> AsyncGenerator[tuple[Completion, ...]]: ...
     async def load(self, snapshot: Snapshot) -> None: ...
     async def close(self) -> None: ...
 
@@ -30,8 +31,8 @@ class Fleet:
 
     `start_worker(i)` makes the i-th worker, or makes it again after it was lost. `discard(snapshot)` frees a snapshot that no
     worker will need any more. A lost worker's group is run again on another or on its replacement; the seed comes from the task and
-    the policy version, so the result is the one that was lost. `max_losses` bounds how many workers may die under one group, and
-    how often the start of one replacement is tried.
+    the policy version, so what comes twice is equal, and is given on once. `max_losses` bounds how many workers may die under one
+    group, and how often the start of one replacement is tried.
     """
 
     def __init__(
@@ -85,24 +86,34 @@ class Fleet:
     async def sample(
         self, task: Task, *, n: int, sampling: Sampling | None = None, seed: int | None = None
     ) -> tuple[Completion, ...]:
-        """n completions of a task from the worker with the fewest outstanding.
+        """As `stream`, once all have finished, in order of their indices."""
+        async with aclosing(self.stream(task, n=n, sampling=sampling, seed=seed)) as finished:
+            return tuple(sorted([one async for some in finished for one in some], key=lambda one: one.index))
+
+    async def stream(
+        self, task: Task, *, n: int, sampling: Sampling | None = None, seed: int | None = None
+    ) -> AsyncGenerator[tuple[Completion, ...]]:
+        """n completions of a task as they finish, from the worker with the fewest outstanding.
 
         `sampling` None is the training setting. `seed` None derives the group's seed from the run, the policy version and the task.
         Raises WorkerLost when workers keep dying under the same group.
         """
         assert self._snapshot is not None, "load a snapshot before sampling"
+        setting = self._sampling if sampling is None else sampling
+        given: set[int] = set()
         for _ in range(self._max_losses):
-            version = self._snapshot.version
+            first_seed = group_seed(self._run_seed, self._snapshot.version, task.id) if seed is None else seed
             index = min(self._workers, key=lambda i: (self._outstanding[i], i))
             worker = self._workers[index]
             self._outstanding[index] += n
             try:
-                return await worker.sample(
-                    task,
-                    self._sampling if sampling is None else sampling,
-                    n=n,
-                    seed=group_seed(self._run_seed, version, task.id) if seed is None else seed,
-                )
+                async with aclosing(worker.stream(task, setting, n=n, seed=first_seed)) as finished:
+                    async for some in finished:
+                        new = tuple(one for one in some if one.index not in given)
+                        given.update(one.index for one in new)
+                        if new:
+                            yield new
+                return
             except WorkerLost as loss:
                 await self._replace(index, worker, loss)
             finally:

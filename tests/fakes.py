@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -42,6 +42,10 @@ def make_task(
     task_id: str = "t", *, prompt: str | tuple[Message, ...] = "1+1=", reference: str = "2", rewards: str = "math"
 ) -> Task:
     return Task(task_id, prompt, reference, rewards)
+
+
+def index_of(completion: Completion) -> int:
+    return completion.index
 
 
 def make_tasks(count: int) -> tuple[Task, ...]:
@@ -95,11 +99,20 @@ class FakeWorker:
     def kill(self) -> None:
         self._dead.set()
 
-    async def sample(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> tuple[Completion, ...]:
+    async def stream(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> AsyncGenerator[tuple[Completion, ...]]:
+        """The last half first."""
         assert self.snapshot is not None, "a worker samples only after it was given weights"
         self.sampled.append((task.id, n, seed))
         await self._wait()
-        return tuple(self._completion(task, sampling, i, seed + i) for i in range(n))
+        completions = tuple(self._completion(task, sampling, i, seed + i) for i in range(n))
+        for some in (completions[n // 2 :], completions[: n // 2]):
+            if some:
+                yield some
+            await self._wait()
+
+    async def sample(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> tuple[Completion, ...]:
+        """All of `stream`, in order."""
+        return tuple(sorted([one async for some in self.stream(task, sampling, n=n, seed=seed) for one in some], key=index_of))
 
     def _completion(self, task: Task, sampling: Sampling, index: int, seed: int) -> Completion:
         assert self.snapshot is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pyarrow.dataset
@@ -126,9 +127,9 @@ class Forgetful(RolloutWorker):
             self.first = snapshot
             await super().load(snapshot)
 
-    async def sample(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> tuple[Completion, ...]:
-        completions = await super().sample(task, sampling, n=n, seed=seed)
-        return tuple(dataclasses.replace(completion, policy_version=self.version) for completion in completions)
+    async def stream(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> AsyncGenerator[tuple[Completion, ...]]:
+        async for some in super().stream(task, sampling, n=n, seed=seed):
+            yield tuple(dataclasses.replace(completion, policy_version=self.version) for completion in some)
 
 
 @pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not loaded"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import pytest
 
@@ -139,6 +139,28 @@ async def test_a_lost_group_is_sampled_again_with_the_same_result():
     assert fleet.metrics()["fleet/lost_workers"] == 1
 
 
+async def test_a_group_lost_half_way_is_given_on_once_and_whole():
+    undisturbed = await (await Started().fleet(1)).sample(make_task(), n=4)
+    started = Started()
+    fleet = await started.fleet(1)
+    given = []
+    async for some in fleet.stream(make_task(), n=4):
+        given.append([completion.index for completion in some])
+        started.workers[0].kill()  # after its first half
+    assert given == [[2, 3], [0, 1]]
+    assert [worker.sampled for worker in started.workers] == [[("t", 4, undisturbed[0].seed)]] * 2
+    assert fleet.metrics()["fleet/lost_workers"] == 1
+
+
+async def test_whoever_stops_listening_leaves_no_load_behind():
+    started = Started()
+    fleet = await started.fleet(2)
+    async with aclosing(fleet.stream(make_task(), n=4)) as finished:
+        async for _ in finished:
+            break
+    assert fleet._outstanding == [0, 0]
+
+
 async def test_a_worker_lost_under_many_groups_is_replaced_once():
     hold = asyncio.Event()
     hold.set()
@@ -222,8 +244,9 @@ async def test_a_group_that_kills_every_worker_gives_up():
     fleet = await started.fleet(1)
 
     class Fragile(FakeWorker):
-        async def sample(self, *args: object, **options: object) -> tuple:  # type: ignore[override]
+        async def stream(self, *args: object, **options: object):  # type: ignore[override]
             raise WorkerLost("out of memory")
+            yield
 
     started._make = lambda index: Fragile()
     started.workers[0].kill()
