@@ -74,10 +74,11 @@ async def test_what_is_rewarded_becomes_more_frequent(model_path, objective):
     learner = make_learner(model_path, objective=objective, learning_rate=1e-2, max_mismatch=1e-4, max_tokens=2)
     before = accuracy(learner)
     assert before < 0.4
-    metrics = await play(learner, objective, 25)
+    metrics = await play(learner, objective, 25 if objective.name in QUICK else 40)
     assert accuracy(learner) > before + 0.25
-    if "preference/accuracy" in metrics[-1]:
-        assert sum(step["preference/accuracy"] for step in metrics[-5:]) / 5 > 0.6
+    preferred = [step["preference/accuracy"] for step in metrics if "preference/accuracy" in step][-5:]  # none where all are right
+    if preferred and objective.name != "kto":
+        assert sum(preferred) / len(preferred) > 0.6
     if objective.name == "kto":
         assert metrics[-1]["preference/chosen"] > metrics[-1]["preference/rejected"]
 
