@@ -98,17 +98,19 @@ async def train(run: Run) -> list[dict[str, float]]:
 
 
 LIVE = [
-    *(("quickstart", f"objective.name={name}") for name in ("grpo", "dr_grpo", "gspo", "cispo", "rloo", "reinforce_plus_plus")),
     ("quickstart", "objective.kl_coef=0.1"),
-    ("quickstart", "objective.kl_coef=0.1", "objective.kl_in=reward", "learner.reference_on_cpu=true"),
-    ("quickstart", "objective.name=reinforce_plus_plus", "objective.kl_coef=0.1"),
     ("dapo",),
-    ("online_dpo",),
     ("online_dpo", "model.lora.rank=4"),
-    ("online_dpo", "objective.name=simpo"),
-    ("iterative_dpo", "publish_every=2"),
     ("online_kto",),
     ("rejection_sft",),
+]
+MORE_LIVE = [
+    *(("quickstart", f"objective.name={name}") for name in ("grpo", "dr_grpo", "gspo", "cispo", "rloo", "reinforce_plus_plus")),
+    ("quickstart", "objective.kl_coef=0.1", "objective.kl_in=reward", "learner.reference_on_cpu=true"),
+    ("quickstart", "objective.name=reinforce_plus_plus", "objective.kl_coef=0.1"),
+    ("online_dpo",),
+    ("online_dpo", "objective.name=simpo"),
+    ("iterative_dpo", "publish_every=2"),
     ("spin", "publish_every=2"),
     ("spin", "publish_every=1", "model.lora.rank=4"),
 ]
@@ -123,7 +125,7 @@ def told(case: tuple[str, ...]) -> str:
     return " ".join(case)
 
 
-@pytest.mark.parametrize("case", LIVE, ids=told)
+@pytest.mark.parametrize("case", [*LIVE, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_LIVE)], ids=told)
 async def test_a_config_with_sampled_groups_trains(tmp_path: Path, tiny_model: str, case: tuple[str, ...]):
     async with opened(settings(case[0], *case[1:]), tmp_path, tiny_model) as run:
         steps = await train(run)

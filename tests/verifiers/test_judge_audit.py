@@ -45,7 +45,7 @@ def test_without_an_endpoint_the_audit_says_what_it_needs():
     assert audit("judge") == [Finding("builds", None, needed)]
 
 
-@pytest.mark.parametrize("mode", ["score", "pairwise"])
+@pytest.mark.parametrize("mode", ["score", pytest.param("pairwise", marks=pytest.mark.slow)])
 def test_a_judge_with_a_sound_model_passes(mode: str):
     with endpoint(sound) as api:
         findings = audited(api, mode=mode)
@@ -53,6 +53,7 @@ def test_a_judge_with_a_sound_model_passes(mode: str):
     assert sum(finding.passed is True for finding in findings) == 7
 
 
+@pytest.mark.slow
 def test_a_model_that_can_be_talked_round_is_found():
     with endpoint(gullible) as api:
         findings = audited(api)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+import pytest
+
 from sandbox.types import Limits
 from tests.fakes import FakeSandbox
 from verifiers.code_hack_bodies import RIGHT_BODIES, WRONG_BODIES
@@ -45,6 +47,7 @@ async def test_right_programs_pass_however_odd_they_look():
     assert failed == []
 
 
+@pytest.mark.slow
 async def test_no_wrong_program_passes_whatever_it_does():
     alone = len(WRONG_BODIES) + len(HARMLESS_PRELUDES) + len(HARMFUL_PRELUDES)
     programs = [made for made in list(wrong_programs(walls=False))[:alone] if "loop" not in made.parts]
