@@ -141,6 +141,11 @@ class Cluster:
         """Nodes that are alive."""
         return len(self._nodes())
 
+    @property
+    def host(self) -> str:
+        """Where the actors reach this process."""
+        return "127.0.0.1" if self.num_nodes == 1 else ray.util.get_node_ip_address()
+
     def _nodes(self) -> list[str]:
         return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from grpo.checkpoint import Checkpoints
 from grpo.cluster import Cluster
 from grpo.config import RunConfig
+from grpo.engine_api import EngineApi, engine_judges
 from grpo.evaluate import evaluate
 from grpo.folder import RunFolder
 from grpo.learner import Learner, LearnerSpec
@@ -187,7 +188,8 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             parts.callback(asyncio.create_task(notices.follow()).cancel)
             share = gpu_share(config, cluster.num_gpus) if device == "cuda" else 0.0
             fleet = make_fleet(config, cluster, model_path, device=device, num_gpus=share)
-            verifiers = make_verifiers(config, cluster)
+            engine = await parts.enter_async_context(EngineApi(fleet).serve(cluster.host)) if engine_judges(config.rewards) else {}
+            verifiers = make_verifiers(config, cluster, env=engine)
             spec = learner_spec(config, model_path, device=device, snapshots=snapshots, faults=folder.path / "faults")
             starting: list[Awaitable[Any]] = [
                 # Threads that wait without spinning: on cores shared with the workers spinning makes a step ten times slower.
@@ -221,11 +223,11 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             snapshots.rmdir()
 
 
-def make_verifiers(config: RunConfig, cluster: Cluster) -> ServicePool:
+def make_verifiers(config: RunConfig, cluster: Cluster, *, env: dict[str, str]) -> ServicePool:
     """Verifier services that are actors of the cluster."""
 
     async def start_service(index: int) -> Any:
-        return await cluster.start(make_service, config, name=f"verifiers-{index}", place=index, lost=ServiceLost)
+        return await cluster.start(make_service, config, name=f"verifiers-{index}", place=index, env=env, lost=ServiceLost)
 
     return ServicePool(start_service, num_services=config.verifiers.num_services or cluster.num_nodes)
 

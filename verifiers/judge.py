@@ -19,7 +19,7 @@ from sandbox.errors import SystemFault
 from verifiers.errors import InvalidReference
 from verifiers.extract import final_region
 from verifiers.judge_client import Budget, ChatClient, NoAnswer
-from verifiers.judge_options import address, extra_fields, principles_of, variable_with_key
+from verifiers.judge_options import ENGINE, ENGINE_KEY, ENGINE_URL, address, extra_fields, principles_of, variable_with_key
 from verifiers.judge_question import Ballot, NoVerdict, Values, ask, grades, preference, read, thought
 from verifiers.options import shown
 from verifiers.registry import verifier
@@ -29,6 +29,7 @@ from verifiers.verdict_cache import VerdictCache
 # Less than the service's deadline for one score: the reason for giving up is then known.
 PATIENCE_S = 240.0
 PROBE_PATIENCE_S = 60.0
+NO_ENGINE = "http://no-run.invalid/v1"  # never asked: references can be checked without a run
 MAX_THOUGHT = 300
 MAX_SHOWN = 500
 MAX_KNOWN = 16384  # each with a reason and a part of the text: some 25 MB
@@ -58,7 +59,11 @@ class Judge:
             Field(description="The constitution: sentences, or a text file with one on each line."),
         ],
         base_url: Annotated[
-            str, AfterValidator(address), Field(description="Address of the API, up to and with /v1; `vllm serve` has one.")
+            str,
+            AfterValidator(address),
+            Field(
+                description="Address of the API, up to and with /v1; or engine: the run's own, so that the policy itself judges."
+            ),
         ],
         model: Annotated[str, Field(min_length=1, description="The judge's name there.")],
         key_variable: Annotated[
@@ -103,9 +108,12 @@ class Judge:
         request = {"model": model, "temperature": temperature, "max_tokens": max_tokens, **(extra or {})}
         if "max_completion_tokens" in request:
             del request["max_tokens"]
+        self._is_engine = base_url == ENGINE
+        if self._is_engine:
+            base_url, key_variable = os.environ.get(ENGINE_URL, NO_ENGINE), ENGINE_KEY
         self._client = ChatClient(
             address(base_url),
-            None if key_variable is None else os.environ[key_variable],
+            None if key_variable is None else os.environ.get(key_variable),
             request,
             timeout_s=timeout_s,
             max_retries=max_retries,
@@ -121,6 +129,8 @@ class Judge:
 
     async def probe(self) -> None:
         """Ask the judge one question. What it says to it does not matter, only that it answers."""
+        if self._is_engine:  # it comes with the run
+            return
         question = ask(self._ballot, self._principles, "Say hello.", {"completion": "Hello."}, bare=self._structured)
         try:
             await self._client.ask(question.messages, schema=question.schema, give_up_at=time.monotonic() + PROBE_PATIENCE_S)
@@ -136,13 +146,14 @@ class Judge:
             return timeout(told, judged[:MAX_SHOWN])
         reference = self._other(task.reference) if self._mode == "pairwise" else None
         key = hashlib.blake2b(repr((task.prompt, reference, judged)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        score = self._known.get(key)
-        if score is None:
-            try:
-                score = await self._judged(task, judged, reference, time.monotonic() + PATIENCE_S)
-            except NoAnswer as error:
-                return infra(f"the judge {self._model} gave no verdict: {error}.")
-            self._known.keep(key, score)
+        known = None if self._is_engine else self._known.get(key)  # the policy learns, and may think otherwise by now
+        if known is not None:
+            return known
+        try:
+            score = await self._judged(task, judged, reference, time.monotonic() + PATIENCE_S)
+        except NoAnswer as error:
+            return infra(f"the judge {self._model} gave no verdict: {error}.")
+        self._known.keep(key, score)
         return score
 
     def counters(self) -> dict[str, int]:
@@ -159,6 +170,8 @@ class Judge:
         return reference
 
     async def _judged(self, task: Task, text: str, reference: str | None, give_up_at: float) -> Score:
+        if self._is_engine and ENGINE_URL not in os.environ:
+            raise NoAnswer(f"base_url is {ENGINE}, but no run is here whose engine could judge. Give the address of an API")
         if reference is None:
             values, words = await self._verdict(task, {"completion": text}, give_up_at)
             return self._graded(values, words, text)

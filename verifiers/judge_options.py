@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+ENGINE = "engine"  # as base_url: the engine of the run itself, which names these two variables
+ENGINE_URL, ENGINE_KEY = "GRPO_ENGINE_URL", "GRPO_ENGINE_KEY"
 OURS = ("messages", "model", "n", "stream", "response_format")
 
 
@@ -26,7 +28,9 @@ def principles_of(value: tuple[str, ...] | str) -> tuple[str, ...]:
 
 
 def address(value: str) -> str:
-    """Where an API answers, without a slash at the end."""
+    """Where an API answers, without a slash at the end; or the word for the run's own engine."""
+    if value == ENGINE:
+        return value
     try:
         parts = urlsplit(value)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -35,7 +39,7 @@ def address(value: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError("the address holds a user or a password, and would be logged. Put the key into a variable: key_variable.")
     if not is_url or parts.query or parts.fragment or not value.isprintable() or " " in value:
-        raise ValueError(f"{value!r} is not the address of an API. Give one such as http://127.0.0.1:8000/v1.")
+        raise ValueError(f"{value!r} is not the address of an API. Give one such as http://127.0.0.1:8000/v1, or {ENGINE}.")
     if parts.path.rstrip("/").endswith("/chat/completions"):
         raise ValueError(f"{value!r} goes too far: give the part before /chat/completions.")
     return value.rstrip("/")
