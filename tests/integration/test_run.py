@@ -62,6 +62,18 @@ def test_engine_and_learner_agree_at_every_step(workplace: Path, engine: str) ->
     assert max(differences) < 1e-3
 
 
+def assert_same_curve(curve: list[dict[str, float]], other: list[dict[str, float]], *, to_the_bit: bool) -> None:
+    """The hf engine rounds by who shares a batch, which depends on when requests arrive; what it samples is the same."""
+    if to_the_bit:
+        assert curve == other
+        return
+    assert len(curve) == len(other)
+    for line, expected in zip(curve, other, strict=True):
+        rounded = {name for name in expected if name.startswith(("mismatch/", "loss/", "policy/", "preference/"))}
+        assert {name: line[name] for name in line if name not in rounded} == {n: v for n, v in expected.items() if n not in rounded}
+        assert {name: line[name] for name in rounded} == pytest.approx({n: expected[n] for n in rounded}, rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_curve(workplace: Path, engine: str) -> None:
     setting = ("--set", f"engine.kind={engine}")
@@ -75,10 +87,11 @@ def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_curve(workplace:
     output = run(workplace, "train", "tiny.toml", *setting)
 
     assert "resuming from step 2 of 6" in output or "resuming from step 4 of 6" in output
-    assert curve(workplace) == curve(workplace, "undisturbed")
+    assert_same_curve(curve(workplace), curve(workplace, "undisturbed"), to_the_bit=engine == "vllm")
     resumed = load_file(workplace / "runs/tiny/model/model.safetensors")
     undisturbed = load_file(workplace / "runs/undisturbed/model/model.safetensors")
-    assert all((resumed[name] == tensor).all() for name, tensor in undisturbed.items())
+    furthest = max(float((resumed[name] - tensor).abs().max()) for name, tensor in undisturbed.items())
+    assert furthest == 0 if engine == "vllm" else furthest < 1e-3
 
 
 def test_ctrl_c_saves_a_checkpoint_leaves_no_process_and_the_run_resumes(workplace: Path) -> None:
@@ -117,10 +130,12 @@ def test_a_dead_rollout_worker_is_replaced_and_the_curve_is_the_same(workplace: 
     output = finish(process)
 
     assert process.returncode == 0, output
-    lost = [line.pop("fleet/lost_workers") for line in curve(workplace) if "fleet/lost_workers" in line]
-    assert lost[-1] == 1
-    undisturbed = [{k: v for k, v in line.items() if k != "fleet/lost_workers"} for line in curve(workplace, "undisturbed")]
-    assert [{k: v for k, v in line.items() if k != "fleet/lost_workers"} for line in curve(workplace)] == undisturbed
+    disturbed, undisturbed = curve(workplace), curve(workplace, "undisturbed")
+    lost = [
+        [line.pop("fleet/lost_workers") for line in lines if "fleet/lost_workers" in line] for lines in (disturbed, undisturbed)
+    ]
+    assert (lost[0][-1], lost[1][-1]) == (1, 0)
+    assert_same_curve(disturbed, undisturbed, to_the_bit=False)
 
 
 @pytest.mark.vllm
