@@ -67,8 +67,8 @@ async def test_as_many_programs_at_one_time_as_slots(make_pool, host):
     pool = make_pool(num_slots=2)
     await asyncio.gather(*(pool.run(Program("pass")) for _ in range(2)))
     began = time.monotonic()
-    await asyncio.gather(*(pool.run(Program("import time; time.sleep(0.2)")) for _ in range(4)))
-    assert 0.4 <= time.monotonic() - began < 0.8
+    await asyncio.gather(*(pool.run(Program("import time; time.sleep(0.5)")) for _ in range(4)))
+    assert 1.0 <= time.monotonic() - began < 2.0
     assert len(host.wires) == 2
 
 
