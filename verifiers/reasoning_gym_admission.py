@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -32,7 +31,7 @@ SEEDS = (11, 12, 13)
 TASKS_PER_SEED = 8
 TEXTS_AT_ONCE = 20  # which together have to be scored before the deadline
 MAX_SHOWN = 60
-TOUCHED = Path(tempfile.gettempdir()) / "a_scorer_ran_this"
+TOUCHED = Path("/tmp/a_scorer_ran_this")  # the same everywhere: it stands in the reasons of the table
 
 
 class Admission(NamedTuple):
