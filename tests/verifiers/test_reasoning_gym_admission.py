@@ -281,4 +281,8 @@ def test_the_table_says_why_each_other_dataset_is_not_safe():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_table_is_found_again():
-    assert dict(admit_all()) == dict(table())
+    found, stored = dict(admit_all()), dict(table())
+    assert {name: admission.judge for name, admission in found.items()} == {name: kept.judge for name, kept in stored.items()}
+    # What is made by the order of a set differs from process to process, and so may the first fault that is found in it.
+    fixed = [name for name, admission in stored.items() if "another process makes other tasks" not in admission.reason]
+    assert {name: found[name] for name in fixed} == {name: stored[name] for name in fixed}
