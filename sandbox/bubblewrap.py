@@ -18,9 +18,11 @@ from typing import IO
 from sandbox.config import SandboxConfig
 from sandbox.docker import ENVIRONMENT, FORK_SERVER, MAX_STDERR, USER_ID
 from sandbox.errors import SandboxUnavailable
+from sandbox.ownership import owned_folder, sweep_folders
 
 AGENT = Path(__file__).parent / "agent"
 END_S = 5.0
+TRUSTED = "grpo-trusted-"
 
 
 class JailHost:
@@ -28,11 +30,13 @@ class JailHost:
 
     def __init__(self, config: SandboxConfig, *, walled: bool) -> None:
         self._config, self._walled = config, walled
+        if not walled:
+            sweep_folders(TRUSTED)
 
     async def start(self, name: str) -> JailWire:
         """A jail whose fork server is starting. Raises SandboxUnavailable."""
         # Without walls a program's files are files of this machine; they go with the slot.
-        folder = None if self._walled else tempfile.mkdtemp(prefix="grpo-trusted-")
+        folder = None if self._walled else str(owned_folder(TRUSTED))
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as opened, theirs:
             command, descriptors = self._command(opened)

@@ -1,8 +1,13 @@
-"""Who owns a container: enough of a process to tell, later and from elsewhere, whether it is still the same one and alive."""
+"""Who owns a container or a folder: enough of a process to tell later, and from elsewhere, whether it is the same one and alive."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +48,32 @@ class Owner(NamedTuple):
         if self.pid_namespace != _pid_namespace():
             return None
         return _start_ticks(self.pid) != self.start_ticks
+
+
+def owned_folder(prefix: str) -> Path:
+    """A new temporary folder whose name says, in few letters, that this process owns it."""
+    owner = Owner.current()
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{_where(owner)}-{owner.pid}-{owner.start_ticks}-"))
+
+
+def sweep_folders(prefix: str) -> list[Path]:
+    """Remove those of this prefix, and of this user, whose owner is dead, and return them: an owner that was killed could not."""
+    here, swept = Owner.current(), []
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        match = re.fullmatch(r"([0-9a-f]{8})-(\d+)-(\d+)-\w+", folder.name.removeprefix(prefix))
+        if match is None or match[1] != _where(here):
+            continue
+        owner = here._replace(pid=int(match[2]), start_ticks=int(match[3]))
+        with contextlib.suppress(FileNotFoundError):  # someone else swept it
+            if owner.is_dead() and folder.stat().st_uid == os.geteuid():
+                shutil.rmtree(folder, ignore_errors=True)
+                swept.append(folder)
+    return swept
+
+
+def _where(owner: Owner) -> str:
+    """A digest of what must be the same for a process id to mean the same."""
+    return hashlib.blake2b(f"{owner.boot_id} {owner.pid_namespace}".encode(), digest_size=4).hexdigest()
 
 
 def _boot_id() -> str:

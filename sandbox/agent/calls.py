@@ -1,4 +1,4 @@
-"""The text of questions and answers: plain data as one line of JSON, and the loop that answers calls inside the sandbox.
+"""The text of questions and answers: plain data as one line of JSON. The loop that answers inside the sandbox is in answering.py.
 
 Standard library only: the same file runs in the image and on our side. What arrives from a program is whatever it wrote, so
 decoding is total (a value or ValueError, in time and memory linear in the line), and a decoded value is made of exact built-in
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -27,13 +26,11 @@ MAX_LINE = 1 << 20
 MAX_DEPTH = 64
 MAX_INT_BITS = 1 << 16
 MAX_EQUAL_HASHES = 100
-MAX_ERROR_TEXT = 200
 
 _HEX_INT = re.compile(rf"-?[0-9a-f]{{1,{MAX_INT_BITS // 4}}}")
 _HEX_BYTES = re.compile(r"(?:[0-9a-f]{2})*")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FLOATS = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
-_BUILTIN_ERRORS = {value for value in vars(builtins).values() if isinstance(value, type) and issubclass(value, BaseException)}
 
 
 class Call(NamedTuple):
@@ -120,7 +117,9 @@ def decode_answer(line: str) -> Answer:
     raise ValueError("the line is plain data, but no answer")
 
 
-# From values to JSON
+def type_name(kind: type) -> str:
+    """Of any class, and nothing of the class is called."""
+    return type.__dict__["__name__"].__get__(kind)[:100]
 
 
 class _Encoder:
@@ -159,7 +158,7 @@ class _Encoder:
         if issubclass(kind, complex):
             exact = complex.__pos__(value)
             return {"complex": [_float_tree(exact.real), _float_tree(exact.imag)]}
-        raise ValueError(f"{_name(kind)} is no plain data")
+        raise ValueError(f"{type_name(kind)} is no plain data")
 
     def _all(self, values: Any, depth: int) -> list[Any]:
         return [self.tree(value, depth - 1) for value in values]
@@ -200,9 +199,6 @@ def _line(tree: Any) -> str:
     if len(line) > MAX_LINE:
         raise ValueError(f"the data is larger than {MAX_LINE:,} bytes")
     return line
-
-
-# From JSON to values
 
 
 class _Tagged(NamedTuple):
@@ -299,60 +295,3 @@ def _distinct(keys: list[Any]) -> list[Any]:
     if len(set(keys)) != len(keys):
         raise ValueError("a key or element is there twice")
     return keys
-
-
-# Inside the sandbox
-
-
-def serve(namespace: Mapping[str, Any], entry_point: str, questions: int, answers: int) -> None:
-    """Answer one line with one line until the questions end. `questions` and `answers` are descriptors.
-
-    `entry_point` is the name of a function in the namespace, or `Class.method`; each call then gets an instance of its own. Raises
-    SystemExit, with a sentence, when there is no such function.
-    """
-    _find(namespace, entry_point)
-    with open(questions, "rb", closefd=False) as lines:
-        for line in lines:
-            text = _answer(namespace, entry_point, decode_call(line.decode("ascii").rstrip("\n")))
-            data = memoryview(text.encode("ascii") + b"\n")
-            while data:
-                data = data[os.write(answers, data) :]
-
-
-def _find(namespace: Mapping[str, Any], entry_point: str) -> None:
-    first, *rest = entry_point.split(".")
-    found = namespace.get(first)
-    for name in rest:
-        found = getattr(found, name, None)
-    if not callable(found):
-        raise SystemExit(f"the program defines no function {entry_point}")
-
-
-def _answer(namespace: Mapping[str, Any], entry_point: str, call: Call) -> str:
-    try:
-        first, *rest = entry_point.split(".")
-        function = namespace[first]
-        for name in rest:
-            function = getattr(function() if isinstance(function, type) else function, name)
-        returned = function(*call.args, **call.kwargs)
-    except BaseException as error:
-        return encode_answer(_raised(error))
-    try:
-        return encode_answer(Returned(returned))
-    except ValueError as error:
-        return encode_answer(NotPlain(str(error)))
-
-
-def _raised(error: BaseException) -> Raised:
-    """What can be said of an exception without trusting its class; its text is asked for, and may fail."""
-    kind = type(error)
-    nearest = next(base for base in type.mro(kind) if base in _BUILTIN_ERRORS)
-    try:
-        text = str.__str__(str(error))[:MAX_ERROR_TEXT]
-    except BaseException:
-        text = ""
-    return Raised(_name(kind), nearest.__name__, text)
-
-
-def _name(kind: type) -> str:
-    return type.__dict__["__name__"].__get__(kind)[:100]

@@ -17,7 +17,7 @@ import threading
 import types
 from typing import Any, NoReturn
 
-from sandbox.agent import calls, walls
+from sandbox.agent import answering, walls
 
 FOLDER = "/tmp"  # the program's own, when there are walls
 FILE_NAME = "program.py"
@@ -121,7 +121,7 @@ def _become(source: str, entry_point: str | None, *, questions: int, answers: in
     try:
         exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
         if entry_point is not None:
-            calls.serve(module.__dict__, entry_point, questions, answers)
+            answering.serve(module.__dict__, entry_point, questions, answers)
     except SystemExit as stop:
         code = _exit_code(stop.code)
     except BaseException as error:

@@ -35,7 +35,7 @@ class Daemon:
                 if subprocess.run(["docker", "-H", self.url, "info"], capture_output=True, timeout=30).returncode == 0:
                     return
                 time.sleep(0.2)
-            self.kill_containerd()
+            self.end_the_rest()
         raise AssertionError((self.folder / "log").read_text()[-2000:])
 
     def kill(self) -> None:
@@ -44,26 +44,28 @@ class Daemon:
         self.process.wait()
 
     def stop(self) -> None:
-        """End the daemon and the containerd it started."""
+        """End the daemon and what it started."""
         assert self.process is not None
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
-        self.kill_containerd()
+        self.end_the_rest()
 
-    def kill_containerd(self) -> None:
-        for pid in containerds_of(self.folder):
+    def end_the_rest(self) -> None:
+        """The containerd it started, and the shims of containers, which have sessions of their own: whatever names our folder."""
+        for pid in processes_of(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def containerds_of(folder: Path) -> list[int]:
+def processes_of(folder: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0].endswith(b"containerd") and str(folder).encode() in b" ".join(words):
+                is_dockers = words[0].rpartition(b"/")[2].startswith((b"dockerd", b"containerd"))
+                if is_dockers and str(folder).encode() in b" ".join(words):
                     found.append(int(entry.name))
     return found
 

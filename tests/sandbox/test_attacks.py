@@ -62,7 +62,7 @@ def test_the_attack_is_contained(attack: Attack, level: LevelUnderAttack, reques
 
 @pytest.mark.parametrize("attack", sessions.ATTACKS, ids=lambda attack: attack.name)
 def test_a_program_that_is_asked_cannot_answer_out_of_turn(attack: sessions.SessionAttack, level: LevelUnderAttack):
-    answers, execution = level.ask(attack.program, attack.limits, times=3)
+    answers, execution = level.ask(attack.program, attack.limits, times=3, pause_s=attack.pause_s)
     assert len(answers) in attack.answered, answers
     assert (execution.ending if execution else Ending.DISMISSED) in attack.endings, execution
     assert level.differences(inside=level.slots_are_shared) == {}

@@ -266,10 +266,10 @@ def test_what_is_no_question_is_refused():
 
 SERVE = """
 import sys
-from sandbox.agent import calls
+from sandbox.agent import answering
 namespace = {}
 exec(sys.stdin.read(), namespace)
-calls.serve(namespace, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+answering.serve(namespace, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 """
 
 

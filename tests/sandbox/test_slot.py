@@ -11,6 +11,7 @@ from sandbox.agent.calls import encode_call
 from sandbox.bubblewrap import JailHost
 from sandbox.config import SandboxConfig
 from sandbox.errors import SandboxLost, SandboxUnavailable
+from sandbox.ownership import Owner
 from sandbox.slot import Slot, start
 from sandbox.types import Ending, Limits, Program, ProgramEnded
 
@@ -291,3 +292,23 @@ async def test_nothing_is_left_of_a_closed_slot():
     await slot.close()
     assert not os.path.exists(folder)
     assert not os.path.exists(f"/proc/{pid}")
+
+
+async def test_the_next_start_removes_what_a_killed_owner_left_and_nothing_of_the_living(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    wire = await JailHost(TRUSTED, walled=False).start("test")
+    (living,) = tmp_path.iterdir()
+    where, pid, ticks, _ = living.name.removeprefix("grpo-trusted-").split("-")
+    owner = Owner.current()
+    assert (int(pid), int(ticks)) == (owner.pid, owner.start_ticks)
+    dead = tmp_path / f"grpo-trusted-{where}-{pid}-{int(ticks) - 1}-abc"
+    foreign = tmp_path / f"grpo-trusted-{'0' * 8}-{pid}-{int(ticks) - 1}-abc"  # of another boot, or another space of process ids
+    unknown = tmp_path / "grpo-trusted-abc"
+    for folder in (dead, foreign, unknown):
+        (folder / "work").mkdir(parents=True)
+    JailHost(TRUSTED, walled=True)
+    assert dead.exists()
+    JailHost(TRUSTED, walled=False)
+    assert set(tmp_path.iterdir()) == {living, foreign, unknown}
+    await wire.close()
+    assert not living.exists()

@@ -21,7 +21,7 @@ from sandbox.types import Ending, Execution, Limits, Program, ProgramEnded
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_JOBS, NUM_SLOTS, HOSTILE = 5000, 4, 0.02
-LIMITS = Limits(cpu_s=0.5, memory_mb=96, output_kb=16)
+LIMITS = Limits(cpu_s=0.5, wall_s=6.0, memory_mb=96, output_kb=16)
 CONFIG = SandboxConfig(slots=NUM_SLOTS, memory_mb=160)
 
 

@@ -1,7 +1,7 @@
 """The channels of the judge: forged replies, floods, closed and swapped descriptors, endings that look like others."""
 
 from sandbox.types import Ending, Limits
-from tests.sandbox.attacks.attack import ANY, PRELUDE, Attack, leaves, tries, uses_up
+from tests.sandbox.attacks.attack import ANY, PRELUDE, WAITS, Attack, leaves, tries, uses_up
 
 EXITED, CPU, WALL, OUTPUT, KILLED = Ending.EXITED, Ending.CPU_TIME, Ending.WALL_TIME, Ending.OUTPUT, Ending.KILLED
 
@@ -102,6 +102,7 @@ for number in (1, 2):
         "it_reads_its_own_output",
         "f = os.open('/proc/self/fd/1', os.O_RDONLY)\nwhile True: os.write(1, b'xy'); os.read(f, 1)",
         *ANY,
+        limits=WAITS,
     ),
     Attack(
         "signals_asked_for_on_its_pipes",
@@ -129,6 +130,7 @@ for _ in range(99):
         "a_thread_that_never_ends",
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()",
         frozenset({WALL}),
+        limits=WAITS,
     ),
     Attack("a_killed_program_that_claims_to_be_out_of_time", "import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)", ANY),
     Attack("a_crash_in_c", "import ctypes\nctypes.string_at(0)", frozenset({KILLED})),

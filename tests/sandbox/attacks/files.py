@@ -1,7 +1,7 @@
 """Files: too many, too large, too deep, somebody else's, or meant for the next program."""
 
 from sandbox.types import Ending
-from tests.sandbox.attacks.attack import Attack, leaves, tries, uses_up
+from tests.sandbox.attacks.attack import WAITS, Attack, leaves, tries, uses_up
 
 EXITED, CPU, WALL, MEMORY, OUTPUT = Ending.EXITED, Ending.CPU_TIME, Ending.WALL_TIME, Ending.MEMORY, Ending.OUTPUT
 FILLS = (EXITED, CPU, WALL, MEMORY)
@@ -251,6 +251,7 @@ def take():
 fork_until_refused(take)
 take()
 """,
+        limits=WAITS,
     ),
     uses_up(
         "every_pseudo_terminal_used",
@@ -267,6 +268,7 @@ take()
         WALL,
         CPU,
         MEMORY,
+        limits=WAITS,
     ),
     leaves("a_working_folder_that_is_gone", "os.mkdir('/tmp/x'); os.chdir('/tmp/x'); os.rmdir('/tmp/x')"),
     leaves("a_thousand_links_to_one_another", "os.chdir('/tmp')\nfor n in range(500): os.symlink(f'l{(n + 1) % 500}', f'l{n}')"),

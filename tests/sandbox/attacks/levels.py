@@ -120,17 +120,18 @@ class LevelUnderAttack:
     def run(self, source: str, limits: Limits, stdin: str = "") -> Execution:
         return self.do(self.sandbox.run(Program(source), stdin=stdin, limits=limits))
 
-    def ask(self, source: str, limits: Limits, *, times: int) -> tuple[list[str], Execution | None]:
-        """The answers of `f`, and the execution when it ended before it was dismissed."""
-        return self.do(self._ask(Program(source, entry_point="f"), limits, times))
+    def ask(self, source: str, limits: Limits, *, times: int, pause_s: float) -> tuple[list[str], Execution | None]:
+        """The answers of `f`, and the execution when it ended before it was dismissed. After each answer is time for what was not
+        asked for."""
+        return self.do(self._ask(Program(source, entry_point="f"), limits, times, pause_s))
 
-    async def _ask(self, program: Program, limits: Limits, times: int) -> tuple[list[str], Execution | None]:
+    async def _ask(self, program: Program, limits: Limits, times: int, pause_s: float) -> tuple[list[str], Execution | None]:
         answers: list[str] = []
         try:
             async with self.sandbox.open(program, limits=limits) as session:
                 for _ in range(times):
                     answers.append(await session.ask(encode_call((), {})))
-                    await asyncio.sleep(0.3)  # time for what was not asked for
+                    await asyncio.sleep(pause_s)
         except ProgramEnded as ended:
             return answers, ended.execution
         return answers, None

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sandbox.types import Ending
-from tests.sandbox.attacks.attack import LIMITS, Attack, tries, uses_up
+from tests.sandbox.attacks.attack import LIMITS, WAITS, Attack, tries, uses_up
 
 MEMORY, EXITED, CPU, WALL, KILLED = Ending.MEMORY, Ending.EXITED, Ending.CPU_TIME, Ending.WALL_TIME, Ending.KILLED
 ENDS = (MEMORY, EXITED, CPU, WALL, KILLED)
@@ -114,6 +114,7 @@ def fill():
 fork_until_refused(fill)
 fill()
 """,
+        limits=WAITS,
     ),
     ends(
         "sockets_full_of_data",

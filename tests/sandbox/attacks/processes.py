@@ -1,13 +1,13 @@
 """Processes, threads and signals: too many, too stubborn, or aimed at somebody else."""
 
 from sandbox.types import Ending
-from tests.sandbox.attacks.attack import PRELUDE, Attack, leaves, tries, uses_up
+from tests.sandbox.attacks.attack import PRELUDE, WAITS, Attack, leaves, tries, uses_up
 
 EXITED, CPU, WALL, KILLED = Ending.EXITED, Ending.CPU_TIME, Ending.WALL_TIME, Ending.KILLED
 
 ATTACKS: list[Attack] = [
     uses_up("fork_bomb", "while True:\n    try:\n        os.fork()\n    except OSError:\n        pass"),
-    uses_up("fork_bomb_of_sleepers", "fork_until_refused(lambda: time.sleep(60))\ntime.sleep(60)"),
+    uses_up("fork_bomb_of_sleepers", "fork_until_refused(lambda: time.sleep(60))\ntime.sleep(60)", limits=WAITS),
     uses_up(
         "fork_bomb_by_exec",
         '''
@@ -42,6 +42,7 @@ while True:
 """,
         WALL,
         CPU,
+        limits=WAITS,
     ),
     uses_up(
         "processes_that_share_the_work_of_burning_cpu",
@@ -61,6 +62,7 @@ while True:
 """,
         CPU,
         WALL,
+        limits=WAITS,
     ),
     uses_up(
         "a_chain_of_processes_each_of_which_outlives_its_parent",
@@ -70,13 +72,14 @@ while True:
         if os.getppid() == 1: time.sleep(0.001)
         os._exit(0) if os.getpid() > 3 else time.sleep(60)
 """,
+        limits=WAITS,
     ),
     uses_up("an_endless_loop", "while True: pass", CPU),
     uses_up("an_endless_loop_in_c", "sum(iter(int, 1))", CPU),
     uses_up("a_number_too_large_to_compute", "10 ** 10 ** 10", CPU),
     uses_up("a_regular_expression_that_never_ends", "import re; re.match('(a+)+$', 'a' * 64 + 'b')", CPU),
-    uses_up("an_endless_sleep", "time.sleep(1e6)", WALL),
-    uses_up("waiting_for_input_that_never_comes", "r, w = os.pipe(); os.read(r, 1)", WALL),
+    uses_up("an_endless_sleep", "time.sleep(1e6)", WALL, limits=WAITS),
+    uses_up("waiting_for_input_that_never_comes", "r, w = os.pipe(); os.read(r, 1)", WALL, limits=WAITS),
     uses_up(
         "every_signal_ignored",
         """
@@ -103,8 +106,12 @@ while True:
 """,
         CPU,
     ),
-    uses_up("it_stops_itself", "os.kill(os.getpid(), signal.SIGSTOP)", WALL, EXITED),
-    uses_up("its_children_are_stopped_and_it_sleeps", "fork_until_refused(lambda: os.kill(os.getpid(), 19))\ntime.sleep(60)"),
+    uses_up("it_stops_itself", "os.kill(os.getpid(), signal.SIGSTOP)", WALL, EXITED, limits=WAITS),
+    uses_up(
+        "its_children_are_stopped_and_it_sleeps",
+        "fork_until_refused(lambda: os.kill(os.getpid(), 19))\ntime.sleep(60)",
+        limits=WAITS,
+    ),
     uses_up(
         "dying_made_slow",
         """
@@ -118,10 +125,11 @@ os.nice(19)  # its children keep the CPU that it would need to die
 while True: pass
 """,
     ),
-    uses_up("a_vfork_that_never_returns", "libc.syscall(56, 0x4000 | 17, 0, 0, 0, 0)\ntime.sleep(60)"),
+    uses_up("a_vfork_that_never_returns", "libc.syscall(56, 0x4000 | 17, 0, 0, 0, 0)\ntime.sleep(60)", limits=WAITS),
     uses_up(
         "zombies",
         "fork_until_refused(lambda: None)\nbegan = time.time()\nwhile time.time() < began + 60: time.sleep(0.1)",
+        limits=WAITS,
     ),
     leaves(
         "a_daemon_by_double_fork",

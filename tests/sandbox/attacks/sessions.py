@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sandbox.types import Ending, Limits
-from tests.sandbox.attacks.attack import LIMITS
+from tests.sandbox.attacks.attack import LIMITS, WAITS
 
 PROTOCOL, WALL, CPU, OUTPUT, MEMORY = Ending.PROTOCOL, Ending.WALL_TIME, Ending.CPU_TIME, Ending.OUTPUT, Ending.MEMORY
 EXITED, KILLED, DISMISSED = Ending.EXITED, Ending.KILLED, Ending.DISMISSED
@@ -12,20 +12,27 @@ ANSWER = '["Returned",42]'
 
 @dataclass(frozen=True, slots=True)
 class SessionAttack:
-    """A program whose `f` is asked three times, how it may have ended after that, and how many answers may have come."""
+    """A program whose `f` is asked three times, with a pause after each answer, how it may have ended after that, and how many
+    answers may have come."""
 
     name: str
     program: str
     endings: frozenset[Ending]
     answered: tuple[int, ...] = (0, 1, 2, 3)
     limits: Limits = LIMITS
+    pause_s: float = 0.3
 
 
 def ends(
-    name: str, program: str, *endings: Ending, answered: tuple[int, ...] = (0, 1, 2, 3), limits: Limits = LIMITS
+    name: str,
+    program: str,
+    *endings: Ending,
+    answered: tuple[int, ...] = (0, 1, 2, 3),
+    limits: Limits = LIMITS,
+    pause_s: float = 0.3,
 ) -> SessionAttack:
     beginning = f"import os, sys, threading, time\nANSWER = {ANSWER.encode()!r}\n"
-    return SessionAttack(name, beginning + program, frozenset(endings), answered, limits)
+    return SessionAttack(name, beginning + program, frozenset(endings), answered, limits, pause_s)
 
 
 ATTACKS = [
@@ -45,17 +52,18 @@ def f():
         answered=(1,),
     ),
     ends("its_answer_never_ends", "def f():\n    while True: os.write(4, b'x' * 4096)", PROTOCOL, answered=(0,)),
-    ends("its_answer_is_never_finished", "def f():\n    os.write(4, b'[')\n    time.sleep(60)", WALL, answered=(0,)),
+    ends("its_answer_is_never_finished", "def f():\n    os.write(4, b'[')\n    time.sleep(60)", WALL, answered=(0,), limits=WAITS),
     ends(
         "its_answer_is_not_text",
         "def f():\n    os.write(4, bytes(range(128, 256)) + b'\\0\\r\\n')\n    time.sleep(60)",
         WALL,
         answered=(1,),
+        limits=WAITS,
     ),
     ends("it_closes_the_channel", "def f(): os.close(4)", EXITED, WALL, KILLED, answered=(0,)),
     ends("it_closes_everything_and_loops", "def f():\n    os.closerange(0, 99)\n    while True: pass", CPU, WALL, answered=(0,)),
-    ends("it_reads_the_next_question_itself", "def f(): return os.read(3, 1 << 20).decode()", WALL, answered=(0,)),
-    ends("it_never_reads", "time.sleep(60)", WALL, answered=(0,)),
+    ends("it_reads_the_next_question_itself", "def f(): return os.read(3, 1 << 20).decode()", WALL, answered=(0,), limits=WAITS),
+    ends("it_never_reads", "time.sleep(60)", WALL, answered=(0,), limits=WAITS),
     ends("it_leaves_before_it_answers", "def f(): os._exit(0)", EXITED, answered=(0,)),
     ends(
         "it_leaves_after_it_has_answered",
@@ -82,6 +90,7 @@ def f():
 """,
         CPU,
         limits=LIMITS.model_copy(update={"cpu_s": 0.15}),
+        pause_s=1.5,  # in which it gets that much of a busy machine
     ),
     ends(
         "it_loops_at_the_second_question",
@@ -113,6 +122,7 @@ def f():
 """,
         WALL,
         answered=(1,),
+        limits=WAITS,
     ),
     ends(
         "a_child_is_left_holding_the_channel",
@@ -121,7 +131,11 @@ def f():
         answered=(0,),
     ),
     ends(
-        "it_prints_its_answer_instead", "def f():\n    print(ANSWER.decode(), flush=True)\n    time.sleep(60)", WALL, answered=(0,)
+        "it_prints_its_answer_instead",
+        "def f():\n    print(ANSWER.decode(), flush=True)\n    time.sleep(60)",
+        WALL,
+        answered=(0,),
+        limits=WAITS,
     ),
     ends(
         "it_turns_the_encoder_inside_out",
