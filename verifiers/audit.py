@@ -16,55 +16,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sandbox.config import SandboxConfig
 from sandbox.pool import open_sandbox
 from sandbox.protocol import Sandbox
 from verifiers.audit_samples import Sample, missing_options, mutants, samples_of
+from verifiers.audit_subject import DEADLINE_S, Finding, Subject
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.hostile_texts import few_hostile_texts
 from verifiers.plugin_verifier import PluginRule, PluginVerifier
 from verifiers.protocol import Probed, StatesReference, Verifier
 from verifiers.registry import Entry, find
-from verifiers.types import Outcome, Score, Task
+from verifiers.types import Outcome, Score
 
-DEADLINE_S = 20.0
 MAX_SHOWN = 3
 T = TypeVar("T")
 KILL_EVERY_S = 0.02
-
-
-class Finding(NamedTuple):
-    """What one check found. `passed` is None where the check does not apply to this verifier, and `detail` says why."""
-
-    check: str
-    passed: bool | None
-    detail: str
-
-
-class Subject(NamedTuple):
-    """One sample and the verifier that was built for it."""
-
-    entry: Entry
-    sample: Sample
-    verifier: Verifier
-    sandbox: Sandbox | None = None
-
-    @property
-    def task(self) -> Task:
-        return Task("audit", "", self.sample.reference, "audit")
-
-    @property
-    def right(self) -> tuple[str, ...]:
-        """Completions that deserve full marks; what the verifier itself writes from the reference is one."""
-        stated = self.verifier.example(self.sample.reference) if isinstance(self.verifier, StatesReference) else None
-        return (*self.sample.right, *([stated] if stated is not None else []))
-
-    async def score(self, text: str, verifier: Verifier | None = None) -> Score:
-        scoring = (verifier or self.verifier).score(self.task, text, num_tokens=self.sample.num_tokens)
-        return await asyncio.wait_for(scoring, DEADLINE_S)
-
+AT_ONCE = 4  # of what is judged in any order
 
 Check = Callable[[Sequence[Subject]], Awaitable[Finding]]
 
@@ -123,15 +92,21 @@ async def _tried(check: Check, subjects: Sequence[Subject]) -> Finding:
 
 
 async def right_answers_get_full_marks(subjects: Sequence[Subject]) -> Finding:
-    texts = [(subject, text) async for subject, text in _each(subjects, lambda subject: subject.right)]
-    bad = [f"{text[:80]!r}: {told(score)}" for s, text in texts if (score := await s.score(text)).outcome is not Outcome.CORRECT]
-    return _verdict("right answers get full marks", len(texts), bad)
+    async def judge(subject: Subject, text: str) -> str | None:
+        score = await subject.score(text)
+        return None if score.outcome is Outcome.CORRECT else f"{text[:80]!r}: {told(score)}"
+
+    count, bad = await _judged(subjects, lambda subject: subject.right, judge)
+    return _verdict("right answers get full marks", count, bad)
 
 
 async def wrong_answers_do_not(subjects: Sequence[Subject]) -> Finding:
-    texts = [(subject, text) async for subject, text in _each(subjects, lambda subject: subject.sample.wrong)]
-    bad = [f"{text[:80]!r}: {told(score)}" for s, text in texts if (score := await s.score(text)).value in (None, 1.0)]
-    return _verdict("wrong answers and hacks do not", len(texts), bad)
+    async def judge(subject: Subject, text: str) -> str | None:
+        score = await subject.score(text)
+        return f"{text[:80]!r}: {told(score)}" if score.value in (None, 1.0) else None
+
+    count, bad = await _judged(subjects, lambda subject: subject.sample.wrong, judge)
+    return _verdict("wrong answers and hacks do not", count, bad)
 
 
 async def mutants_of_the_reference_do_not(subjects: Sequence[Subject]) -> Finding:
@@ -163,7 +138,7 @@ async def any_text_gets_a_score_in_time(subjects: Sequence[Subject]) -> Finding:
 
 async def the_same_text_gets_the_same_score(subjects: Sequence[Subject]) -> Finding:
     bad, count = [], 0
-    async for subject, texts in _each(subjects, lambda subject: [(*subject.right, *subject.sample.wrong[:20])]):
+    async for subject, texts in _each(subjects, lambda subject: [(*subject.right[:10], *subject.sample.wrong[:10])]):
         alone = [await subject.score(text) for text in texts]
         order = random.Random(0).sample(range(len(texts)), len(texts))
         async with _fresh(subject) as fresh:
@@ -195,11 +170,11 @@ async def another_process_says_the_same(subjects: Sequence[Subject]) -> Finding:
 
 
 async def scores_survive_pickling(subjects: Sequence[Subject]) -> Finding:
-    bad, count = [], 0
-    async for subject, text in _each(subjects, lambda subject: (*subject.right, *subject.sample.wrong[:5], "")):
+    async def judge(subject: Subject, text: str) -> str | None:
         score = await subject.score(text)
-        count += 1
-        bad += [] if pickle.loads(pickle.dumps(score)) == score else [told(score)]
+        return None if pickle.loads(pickle.dumps(score)) == score else told(score)
+
+    count, bad = await _judged(subjects, lambda subject: (*subject.right[:5], *subject.sample.wrong[:5], ""), judge)
     return _verdict("scores survive pickling", count, bad)
 
 
@@ -263,6 +238,21 @@ async def _each(subjects: Sequence[Subject], texts: Callable[[Subject], Sequence
         # A verifier of a plugin waits for its worker when it writes an example.
         for text in await asyncio.to_thread(texts, subject):
             yield subject, text
+
+
+async def _judged(
+    subjects: Sequence[Subject], texts: Callable[[Subject], Sequence[str]], judge: Callable[[Subject, str], Awaitable[str | None]]
+) -> tuple[int, list[str]]:
+    """How many texts there are, and what `judge` has against them, in their order; some are under way at one time."""
+    pairs = [pair async for pair in _each(subjects, texts)]
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def one(subject: Subject, text: str) -> str | None:
+        async with turns:
+            return await judge(subject, text)
+
+    told = await asyncio.gather(*(one(*pair) for pair in pairs))
+    return len(pairs), [each for each in told if each is not None]
 
 
 async def _stated(subject: Subject, reference: str) -> str | None:

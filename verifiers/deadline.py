@@ -19,9 +19,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from verifiers.deadline_pipe import Overrun, WorkerLost, converse, frame, has_ended, kill_all
+from verifiers.deadline_pipe import Clock, Overrun, WorkerLost, converse, frame, has_ended, kill_all
 
-__all__ = ["Overrun", "WorkerLost", "WorkerPool"]
+__all__ = ["InWorkers", "Overrun", "WorkerLost", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,11 @@ class WorkerPool:
     """Answers questions by a program's `answer(question)`, in at most `size` processes that start when they are first needed.
 
     `program` is the path of a Python file of ours; when `setup` is given, each process first calls its `setup(setup)`, as part of
-    its start. A question has `deadline_s` from the moment a worker takes it up; waiting for a worker is not charged, nor is a
-    worker's start, which has `start_s`. A worker that overruns, exceeds `memory_mb` of address
-    space or dies is replaced, and its question asked once more of the fresh one; one that has grown beyond `recycle_mb` of
-    resident memory is replaced between questions. The other workers notice nothing.
+    its start. A question has `deadline_s` from the moment a worker takes it up, by the worker's own processor time or, for programs
+    that may wait for something, by the clock on the wall; waiting for a worker is not charged, nor is a worker's start, which has
+    `start_s`. A worker that overruns, exceeds `memory_mb` of address space or dies is replaced, and its question asked once more of
+    the fresh one; one that has grown beyond `recycle_mb` of resident memory is replaced between questions. The other workers
+    notice nothing.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class WorkerPool:
         setup: Any = None,
         size: int = 2,
         deadline_s: float = 3.0,
+        clock: Clock = "cpu",
         start_s: float = 120.0,
         memory_mb: int = 1024,
         recycle_mb: int = 512,
@@ -52,6 +54,7 @@ class WorkerPool:
         assert size >= 1, "a pool has at least one worker"
         self.program, self.setup, self.size = program, frame(setup), size
         self.deadline_s, self.start_s = deadline_s, start_s
+        self.clock: Clock = clock
         self.memory_mb, self.recycle_mb = memory_mb, recycle_mb
         self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -115,6 +118,24 @@ class WorkerPool:
             asked = self._waiting.get()
             if asked is not None and asked.answer.set_running_or_notify_cancel():
                 asked.answer.set_exception(WorkerLost("the pool of workers was closed."))
+
+
+class InWorkers:
+    """A verifier whose checks run in one pool: what the service and the audit ask of it beside scores."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+
+    def counters(self) -> dict[str, int]:
+        """What the workers have done since the last call."""
+        return self._pool.counters()
+
+    def pids(self) -> list[int]:
+        """Its worker processes that live."""
+        return self._pool.pids()
+
+    async def close(self) -> None:
+        await self._pool.close()
 
 
 class _Question:
@@ -199,7 +220,7 @@ class _Worker:
         process = self._started()
         if asked.is_cancelled or self._is_stopping:
             raise WorkerLost("the check was cancelled.")
-        reply = converse(process, asked.frame, self._pool.deadline_s)
+        reply = converse(process, asked.frame, self._pool.deadline_s, clock=self._pool.clock)
         if "exhausted" in reply:
             raise Overrun(f"it exhausts {reply['exhausted']}")
         if reply["memory_mb"] > self._pool.recycle_mb:
@@ -224,7 +245,7 @@ class _Worker:
             start_new_session=True,
         )
         try:
-            hello = converse(self._process, self._pool.setup, self._pool.start_s)
+            hello = converse(self._process, self._pool.setup, self._pool.start_s, clock="wall")
         except (Overrun, WorkerLost) as error:
             raise WorkerLost(f"a verifier worker did not start: {error}") from None
         if not hello["ready"]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import AfterValidator, Field
 
-from verifiers.deadline import Overrun, WorkerPool
+from verifiers.deadline import InWorkers, Overrun, WorkerPool
 from verifiers.extract import boxed_spans
 from verifiers.registry import rule, verifier
 from verifiers.types import Score, Task, correct, timeout, wrong
@@ -29,7 +29,7 @@ def _compiles(pattern: str | None) -> str | None:
 
 
 @verifier("format")
-class Format:
+class Format(InWorkers):
     """Whether the text has the form that was asked for: 1 or 0.
 
     White space around the parts does not matter; text outside them does. A tag that appears twice, even inside another part, fails.
@@ -55,7 +55,7 @@ class Format:
     ) -> None:
         self._preset: Preset = preset
         self._pattern = pattern
-        self._pool = WorkerPool(PATTERNS, size=workers, deadline_s=PATTERN_DEADLINE_S)
+        super().__init__(WorkerPool(PATTERNS, size=workers, deadline_s=PATTERN_DEADLINE_S))
 
     def prepare(self, reference: Any) -> None:
         """The form does not depend on the reference."""
@@ -71,17 +71,6 @@ class Format:
         except Overrun as error:
             return timeout(f"matching the pattern was stopped: {error}")
         return correct("matches the pattern") if matches else wrong("does not match the pattern")
-
-    def counters(self) -> dict[str, int]:
-        """What the workers have done since the last call."""
-        return self._pool.counters()
-
-    def pids(self) -> list[int]:
-        """Its worker processes that live."""
-        return self._pool.pids()
-
-    async def close(self) -> None:
-        await self._pool.close()
 
 
 @rule("tags")

@@ -37,6 +37,28 @@ MAX_KNOWN = 16384  # each with a reason and a part of the text: some 25 MB
 Mode = Literal["score", "score_each", "pairwise"]
 
 
+Principles = Annotated[
+    tuple[str, ...] | str,
+    AfterValidator(principles_of),
+    Field(description="The constitution: sentences, or a text file with one on each line."),
+]
+Address = Annotated[
+    str,
+    AfterValidator(address),
+    Field(description="Address of the API, up to and with /v1; or engine: the run's own, so that the policy itself judges."),
+]
+KeyVariable = Annotated[
+    str | None,
+    AfterValidator(variable_with_key),
+    Field(description="Environment variable that holds the key. None: the API wants none."),
+]
+Extra = Annotated[
+    dict[str, Any] | None,
+    AfterValidator(extra_fields),
+    Field(description="More fields of a request, or others in place of ours, such as max_completion_tokens."),
+]
+
+
 class JudgeUnavailable(SystemFault):
     """A judge that does not answer when it is tried before a run."""
 
@@ -53,24 +75,10 @@ class Judge:
     def __init__(
         self,
         *,
-        principles: Annotated[
-            tuple[str, ...] | str,
-            AfterValidator(principles_of),
-            Field(description="The constitution: sentences, or a text file with one on each line."),
-        ],
-        base_url: Annotated[
-            str,
-            AfterValidator(address),
-            Field(
-                description="Address of the API, up to and with /v1; or engine: the run's own, so that the policy itself judges."
-            ),
-        ],
+        principles: Principles,
+        base_url: Address,
         model: Annotated[str, Field(min_length=1, description="The judge's name there.")],
-        key_variable: Annotated[
-            str | None,
-            AfterValidator(variable_with_key),
-            Field(description="Environment variable that holds the key. None: the API wants none."),
-        ] = None,
+        key_variable: KeyVariable = None,
         mode: Annotated[
             Mode,
             Field(description="score: one grade; score_each: one for each principle; pairwise: against the reference, twice."),
@@ -83,11 +91,7 @@ class Judge:
         ] = False,
         temperature: Annotated[float, Field(ge=0, le=2, description="The judge's temperature.")] = 0.0,
         max_tokens: Annotated[int, Field(ge=1, description="Tokens of one answer. What is cut off there is no verdict.")] = 1024,
-        extra: Annotated[
-            dict[str, Any] | None,
-            AfterValidator(extra_fields),
-            Field(description="More fields of a request, or others in place of ours, such as max_completion_tokens."),
-        ] = None,
+        extra: Extra = None,
         max_characters: Annotated[int, Field(ge=1, description="A longer completion is not judged: timeout.")] = 50_000,
         timeout_s: Annotated[float, Field(gt=0, le=PATIENCE_S, description="Time for one request.")] = 60.0,
         max_retries: Annotated[int, Field(ge=0, description="More requests after no connection, 429, 5xx or a broken answer.")] = 5,

@@ -29,7 +29,11 @@ PASSING = (408, 409, 425, 429)  # and every 5xx
 
 
 class NoAnswer(Exception):
-    """The endpoint gave no answer, or may not be asked. The message says why and what to do."""
+    """The endpoint gave no answer, or may not be asked. The message says why and what to do; `passes`: later it may answer."""
+
+    def __init__(self, reason: str, *, passes: bool = False) -> None:
+        super().__init__(reason)
+        self.passes = passes
 
 
 class _Trouble(Exception):
@@ -41,10 +45,11 @@ class _Trouble(Exception):
 
 
 class Reply(NamedTuple):
-    """What was said. `is_cut`: it ran out of tokens."""
+    """What was said. `is_cut`: it ran out of tokens. `num_tokens` by the endpoint's own count; None when it tells none."""
 
     text: str
     is_cut: bool
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +89,18 @@ class ChatClient:
         self._num_calls = self._num_tokens = 0
         self._counts: Counter[str] = Counter()
 
-    async def ask(self, messages: Sequence[Message], *, give_up_at: float, schema: Mapping[str, Any] | None = None) -> Reply:
+    async def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        give_up_at: float,
+        schema: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Reply:
         """The answer to a chat. Raises NoAnswer, which happens before the monotonic clock shows `give_up_at`."""
         body = {**self._request, "messages": [message._asdict() for message in messages]}
+        if seed is not None:
+            body["seed"] = seed
         if schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
         content = json.dumps(body).encode("ascii")
@@ -97,12 +111,12 @@ class ChatClient:
                 except _Trouble as trouble:
                     tried = f" ({attempt + 1} requests)" if attempt else ""
                     if not trouble.passes or attempt == self._max_retries:
-                        raise NoAnswer(f"{trouble}{tried}") from None
+                        raise NoAnswer(f"{trouble}{tried}", passes=trouble.passes) from None
                     # On top of what it asks for, or all who were refused at one time would come back at one time.
                     wait_s = backoff_s(attempt) + (trouble.wait_s or 0.0)
                     if time.monotonic() + wait_s >= give_up_at:
                         told = "" if trouble.wait_s is None else f"; it asks to wait {trouble.wait_s:g} s, which is too long"
-                        raise NoAnswer(f"{trouble}{tried}{told}") from None
+                        raise NoAnswer(f"{trouble}{tried}{told}", passes=True) from None
                 self._counts["retries"] += 1
                 await asyncio.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
@@ -174,7 +188,8 @@ class ChatClient:
         elif self._budget.max_total_tokens is not None:
             told = f"{self._url} does not say how many tokens it used, so max_total_tokens cannot be kept to. Set max_calls instead"
             raise _Trouble(told, passes=False)
-        return Reply(text if isinstance(text, str) else "", is_cut)
+        num_written = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        return Reply(text if isinstance(text, str) else "", is_cut, num_written if isinstance(num_written, int) else None)
 
     def _without_key(self, body: bytes) -> bytes:
         # Before any of it is cut: half a key is half a secret. A short one, for a server that wants just any, is none, and may
@@ -192,7 +207,7 @@ def retry_after_s(header: str | None) -> float | None:
     if header is None:
         return None
     if header.strip().isascii() and header.strip().isdigit():
-        return float(header)
+        return float(header.strip())
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from verifiers.deadline import Overrun, WorkerPool
+from verifiers.deadline import InWorkers, Overrun, WorkerPool
 from verifiers.extract import Extraction, boxed_answer, final_region, lenient_answer, only_formula
 from verifiers.math_compare import Comparison, Question
 from verifiers.math_number import decimal_comma, plain_number
@@ -48,7 +48,7 @@ Asking = Generator[list[Question], Replies, Any]
 
 
 @verifier("math")
-class MathAnswer:
+class MathAnswer(InWorkers):
     """Whether the last box after the reasoning equals the reference, exactly.
 
     The reference is an answer, a text with a `\\boxed{…}`, or a worked solution that ends in `#### 72`. Boxes of different value
@@ -87,7 +87,7 @@ class MathAnswer:
         self._policy = Policy(percent, units, tolerance, rounded, evaluated, ordered, vectors)
         self._is_exact = tolerance == 0 and rounded == 0
         self._known = VerdictCache()
-        self._pool = WorkerPool(SYMBOLIC, size=workers)
+        super().__init__(WorkerPool(SYMBOLIC, size=workers))
 
     def prepare(self, reference: Any) -> object:
         """Refuses what is no answer: nothing, no text or number, unbalanced brackets, or more than is ever compared."""
@@ -132,14 +132,7 @@ class MathAnswer:
 
     def counters(self) -> dict[str, int]:
         """What the workers and the cache of verdicts have done since the last call."""
-        return self._pool.counters() | self._known.counters()
-
-    def pids(self) -> list[int]:
-        """Its worker processes that live."""
-        return self._pool.pids()
-
-    async def close(self) -> None:
-        await self._pool.close()
+        return super().counters() | self._known.counters()
 
     def _found(self, text: str) -> Extraction | Score:
         region = final_region(text)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verifiers.deadline import Overrun, WorkerLost, WorkerPool
+from verifiers.deadline import InWorkers, Overrun, WorkerLost, WorkerPool
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.types import Outcome, Score, Task, infra
 
@@ -20,7 +20,7 @@ class PluginFault(VerifierError):
     """A plugin's verifier raised, ended or never ended, or returned what is no score."""
 
 
-class PluginRule:
+class PluginRule(InWorkers):
     """The rule `name` that `plugin` registers, as a Verifier.
 
     Whatever it does (raise, never end, exhaust memory, end its process, return nonsense) is an infrastructure fault of its own
@@ -36,9 +36,16 @@ class PluginRule:
             "workers": workers,
             "sys_path": [os.path.abspath(path) for path in sys.path],
         }
-        self._pool = WorkerPool(
-            CHILD, setup=setup, size=workers, deadline_s=deadline_s, memory_mb=MEMORY_MB, recycle_mb=MEMORY_MB // 2
+        pool = WorkerPool(
+            CHILD,
+            setup=setup,
+            size=workers,
+            deadline_s=deadline_s,
+            clock="wall",  # a plugin may wait for a service, and may wait for ever
+            memory_mb=MEMORY_MB,
+            recycle_mb=MEMORY_MB // 2,
         )
+        super().__init__(pool)
 
     def prepare(self, reference: Any) -> None:
         """A rule takes any reference."""
@@ -53,17 +60,6 @@ class PluginRule:
             raise PluginFault(f"plugin {self._plugin}: {reply.get('fault') or reply.get('refused')}")
         outcome, value, reason, extracted = reply["said"]
         return Score(Outcome(outcome), value, reason, extracted)
-
-    def counters(self) -> dict[str, int]:
-        """What the workers have done since the last call."""
-        return self._pool.counters()
-
-    def pids(self) -> list[int]:
-        """Its worker processes that live."""
-        return self._pool.pids()
-
-    async def close(self) -> None:
-        await self._pool.close()
 
 
 class PluginVerifier(PluginRule):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from verifiers.deadline import Overrun
+from verifiers.deadline import InWorkers, Overrun
 from verifiers.errors import InvalidReference, VerifierError
 from verifiers.extract import Extraction
 from verifiers.options import did_you_mean, explain
@@ -46,7 +46,7 @@ class Entry(BaseModel):
 
 
 @verifier("reasoning_gym")
-class ReasoningGym:
+class ReasoningGym(InWorkers):
     """Whether the answer is right by the scorer of its reasoning-gym dataset; `grpo tasks` lists the datasets that are trusted.
 
     Where the scorer is not to be trusted but one answer is right, that is compared with instead. The reference is the field `entry`
@@ -69,7 +69,7 @@ class ReasoningGym:
     ) -> None:
         self._inside: Inside = inside
         self._partial = partial
-        self._pool = make_pool(workers)
+        super().__init__(make_pool(workers))
         self._refusals: dict[str, str | None] = {}
         self._trying = threading.Lock()
 
@@ -132,17 +132,6 @@ class ReasoningGym:
         found = stated_answer(text, self._inside)
         assert isinstance(found, Extraction), "what has no answer is scored at once"
         return await self._scored(read(task.reference), found)
-
-    def counters(self) -> dict[str, int]:
-        """What the workers have done since the last call."""
-        return self._pool.counters()
-
-    def pids(self) -> list[int]:
-        """Its worker processes that live."""
-        return self._pool.pids()
-
-    async def close(self) -> None:
-        await self._pool.close()
 
     async def _scored(self, entry: Entry, found: Extraction) -> Score:
         shown = found.answer[:MAX_SHOWN]

@@ -42,7 +42,7 @@ class Judgeable(Protocol):
     def text(self) -> str: ...
 
     @property
-    def token_ids(self) -> Sequence[int]: ...
+    def num_completion_tokens(self) -> int: ...
 
 
 class Text(NamedTuple):
@@ -93,7 +93,7 @@ class VerifierService:
 
     async def verify(self, task: Task, completions: Sequence[Judgeable]) -> tuple[Verdict, ...]:
         """One verdict for each completion, in order. Never raises for what a completion or a verifier does."""
-        return await self.judge(task, [Text(completion.text, len(completion.token_ids)) for completion in completions])
+        return await self.judge(task, [Text(completion.text, completion.num_completion_tokens) for completion in completions])
 
     async def judge(self, task: Task, texts: Sequence[Text]) -> tuple[Verdict, ...]:
         """As `verify`, for texts whose tokens are not at hand. Equal texts are judged once."""

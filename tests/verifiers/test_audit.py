@@ -37,7 +37,11 @@ def failed(findings: list[Finding]) -> dict[str, str]:
     return {finding.check: finding.detail for finding in findings if finding.passed is False}
 
 
-@pytest.mark.parametrize("name", [e.name for e in entries() if "sandbox" not in e.provided and not missing_options(e)])
+BUILT_IN = [entry.name for entry in entries() if "sandbox" not in entry.provided and not missing_options(entry)]
+SLOW = {"math", "reasoning_gym"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BUILT_IN])
 def test_every_built_in_passes(name: str):
     findings = audit(name)
     assert failed(findings) == {}
@@ -181,6 +185,7 @@ def test_there_are_a_thousand_hostile_texts_with_names_of_their_own():
     assert {name.split()[0] for name, _ in few_hostile_texts()} == {name.split()[0] for name in names}
 
 
+@pytest.mark.slow
 def test_a_scaffold_passes_its_own_test_at_once(tmp_path: Path):
     files = write_scaffold("few_words", tmp_path / "mine")
     ran = subprocess.run([sys.executable, "-m", "pytest", "-q", str(files.test)], capture_output=True, text=True, cwd=tmp_path)

@@ -112,6 +112,7 @@ def test_a_tolerance_holds_for_floats_alone(expected: Any, answer: Any, is_equal
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
+@pytest.mark.slow
 @given(st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_a_value_equals_itself_after_a_journey(value: Any):
     assert equal(value, decode(encode(value)))

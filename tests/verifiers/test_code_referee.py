@@ -19,7 +19,7 @@ from verifiers.code_referee import Ask, BrokenTests, Failure, Referee, RefereeLo
 
 @pytest.fixture
 async def referee() -> AsyncIterator[Referee]:
-    made = Referee(size=2, cpu_s=1, wall_s=3)
+    made = Referee(size=2, cpu_s=1, wall_s=30)
     yield made
     await made.close()
 

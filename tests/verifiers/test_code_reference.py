@@ -161,6 +161,7 @@ def test_a_call_is_shown_short():
     assert len(case.call) <= 200
 
 
+@pytest.mark.slow
 def test_references_are_parsed_in_several_threads_at_one_time():
     # Where a collection of garbage lets another thread parse, Python 3.11 may refuse what is right: a SystemError about depth.
     row = {"entry_point": "f", "test": "def check(candidate):\n" + "    assert candidate((1, [2])) == {'a': [1, (2, 3)]}\n" * 200}

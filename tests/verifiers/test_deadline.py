@@ -42,9 +42,14 @@ KEPT = []
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.fixture
+async def pool(program: Path) -> AsyncIterator[WorkerPool]:
     made = WorkerPool(program, size=2, deadline_s=0.5, memory_mb=512, recycle_mb=100)
     yield made
     await made.close()
@@ -76,7 +81,7 @@ async def test_a_question_that_never_ends_is_stopped_twice_and_the_next_is_answe
     started = time.monotonic()
     with pytest.raises(Overrun, match=r"longer than 0\.5 s"):
         await pool.ask(["loop", None])
-    assert 1.0 <= time.monotonic() - started < 4.0
+    assert time.monotonic() - started >= 1.0
     assert (await pool.ask(["echo", 1]))[1] == 1
 
 
@@ -110,11 +115,33 @@ async def test_what_a_library_prints_does_not_enter_the_answer(pool: WorkerPool)
     assert (await pool.ask(["print", 3]))[1] == 3
 
 
-async def test_waiting_for_a_worker_is_not_charged(pool: WorkerPool):
-    # Twelve times 0.2 s on two workers: the last waits for 1 s, twice the deadline.
-    answers = await asyncio.gather(*(pool.ask(["sleep", 0.2]) for _ in range(12)))
-    assert [value for _, value, _ in answers] == [0.2] * 12
-    assert len({pid for _, _, pid in answers}) == 2
+async def test_waiting_for_a_worker_is_not_charged(program: Path):
+    # Five times 0.4 s on one worker: the last waits for 1.6 s, more than its deadline.
+    pool = WorkerPool(program, size=1, deadline_s=1.5, clock="wall")
+    answers = await asyncio.gather(*(pool.ask(["sleep", 0.4]) for _ in range(5)))
+    assert [value for _, value, _ in answers] == [0.4] * 5
+    assert len({pid for _, _, pid in answers}) == 1
+    await pool.close()
+
+
+async def test_a_worker_that_other_work_keeps_waiting_is_not_charged_for_it(program: Path):
+    pool = WorkerPool(program, size=1, deadline_s=0.2)
+    assert (await pool.ask(["sleep", 0.6]))[1] == 0.6
+    await pool.close()
+
+
+async def test_a_worker_that_never_gets_the_processor_is_lost_not_slow(program: Path):
+    pool = WorkerPool(program, size=1, deadline_s=0.05)
+    with pytest.raises(WorkerLost, match=r"less than 0\.05 s of the processor in 0\.5 s: the machine is too busy"):
+        await pool.ask(["sleep", 30])
+    await pool.close()
+
+
+async def test_by_the_clock_on_the_wall_waiting_is_charged_too(program: Path):
+    pool = WorkerPool(program, size=1, deadline_s=0.2, clock="wall")
+    with pytest.raises(Overrun, match=r"longer than 0\.2 s"):
+        await pool.ask(["sleep", 30])
+    await pool.close()
 
 
 async def test_the_other_worker_notices_nothing_of_an_overrun(pool: WorkerPool):
@@ -131,7 +158,8 @@ async def test_a_worker_that_has_grown_is_replaced_between_questions(pool: Worke
     assert (await pool.ask(["echo", 0]))[2] != first
 
 
-async def test_cancelling_kills_the_worker_that_is_at_it(pool: WorkerPool):
+async def test_cancelling_kills_the_worker_that_is_at_it(program: Path):
+    pool = WorkerPool(program, size=2, deadline_s=30, memory_mb=512, recycle_mb=100)
     pid = (await pool.ask(["echo", 0]))[2]
     asked = asyncio.create_task(pool.ask(["sleep", 30]))
     await asyncio.sleep(0.2)
@@ -141,6 +169,7 @@ async def test_cancelling_kills_the_worker_that_is_at_it(pool: WorkerPool):
         await asked
     assert await gone([pid])
     assert (await pool.ask(["echo", 1]))[1] == 1
+    await pool.close()
 
 
 async def test_closing_leaves_no_process_and_answers_what_is_open(pool: WorkerPool):

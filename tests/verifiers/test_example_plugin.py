@@ -22,6 +22,7 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 def test_it_passes_its_audit():
     load_plugins([str(ROOT / "configs" / "true_steps.py")])
     assert [finding for finding in audit("true_steps") if finding.passed is False] == []

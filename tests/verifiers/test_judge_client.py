@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from judge_endpoint import TASK, Answer, Endpoint, endpoint, said, verdict
 
@@ -203,6 +203,7 @@ def test_what_an_endpoint_asks_to_wait_is_read_as_seconds_or_a_date():
     assert [retry_after_s(header) for header in (None, "", "soon", "-1", "nan", "1e9", "\u0663")] == [None] * 7
 
 
+@example("0\x1f")  # white space to str, and not to float
 @given(st.text())
 def test_any_wish_to_wait_is_a_time_or_nothing(header: str):
     wait_s = retry_after_s(header)

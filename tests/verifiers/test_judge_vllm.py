@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_endpoint import PRINCIPLES, TASK
 
 from grpo.tiny_model import make_tiny_model
-from rollout.vllm_engine import engine_environment
+from tests.vllm_server import vllm_server
 from verifiers.judge import Judge
 from verifiers.reward import RewardMix
 from verifiers.service import Text, VerifierService
@@ -28,7 +19,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
 
 MAX_MODEL_LEN = 8192  # bytes, as each is a token of the tiny model
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
-START_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +26,9 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("judge")
     model = make_tiny_model(folder / "model", seed=0, max_length=MAX_MODEL_LEN)
     (model / "chat_template.jinja").write_text(TEMPLATE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What `vllm serve` starts; the command itself does not run with the build for CPUs, which has another name.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
-    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-    environment = os.environ | engine_environment("vllm", "cpu") | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    log = folder / "log.txt"
-    with log.open("wb") as written:
-        server = subprocess.Popen(command, env=environment, stdout=written, stderr=written, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/v1/models", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
+    structured = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
+    with vllm_server(model, *structured) as url:
+        yield url
 
 
 async def scored(text: str, **options: Any) -> tuple[Score, dict[str, int]]:

@@ -88,6 +88,7 @@ async def test_the_value_is_the_share_of_new_sequences():
     assert (await score("repetition", "a b a b a", num_words=2, tolerated=0.25)).value == pytest.approx(1 - 0.25 / 0.75)
 
 
+@pytest.mark.slow
 async def test_a_megabyte_is_counted_in_time():
     started = time.perf_counter()
     for text in ("word " * 200_000, "." * 10**6, "'" * 10**6, "a'" * 500_000, "\n " * 500_000):

@@ -250,6 +250,7 @@ def endless(tmp_path: Path) -> Iterator[MathAnswer]:
     asyncio.run(verifier.close())
 
 
+@pytest.mark.slow
 def test_a_comparison_that_never_ends_becomes_a_timeout_and_the_next_succeeds(endless: MathAnswer):
     stuck = score(endless, SYMBOLIC_TASK, r"\boxed{\sqrt{z}}")
     assert (stuck.outcome, stuck.value) == (Outcome.TIMEOUT, 0.0)

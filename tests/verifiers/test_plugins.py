@@ -108,7 +108,13 @@ WRONGDOINGS = [
 ]
 
 
-@pytest.mark.parametrize(("wrongdoing", "cause"), WRONGDOINGS)
+QUICK = {"raise", "end", "fork", "NaN", "string"}  # one of each kind; every one starts workers, and the others are slow together
+
+
+@pytest.mark.parametrize(
+    ("wrongdoing", "cause"),
+    [pytest.param(*each, marks=() if each[0] in QUICK else pytest.mark.slow) for each in WRONGDOINGS],
+)
 async def test_what_a_plugin_does_wrong_is_infra_with_its_name_and_the_rest_is_judged(
     plugin: Path, wrongdoing: str, cause: str, caplog: pytest.LogCaptureFixture
 ):

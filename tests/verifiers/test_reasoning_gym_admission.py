@@ -20,7 +20,7 @@ from verifiers.reasoning_gym_neighbours import means_the_same, neighbours
 
 # A child like the real one, with datasets of our own whose scorers do what they should not.
 CHILD = """
-import os, random, time
+import itertools, os, random, time
 from verifiers.reasoning_gym_child import *
 from verifiers import reasoning_gym_child as child
 
@@ -49,7 +49,7 @@ SCORERS = {
     "not a number": lambda answer, entry: exact(answer, entry) or float("nan"),
     "a text": lambda answer, entry: exact(answer, entry) or "no",
     "raises": lambda answer, entry: exact(answer, entry) or 1 / len(answer.strip("[]")) * 0,
-    "never ends": lambda answer, entry: exact(answer, entry) or (time.sleep(60) if answer == "{}" else 0.0),
+    "never ends": lambda answer, entry: exact(answer, entry) or (any(False for _ in itertools.count()) if answer == "{}" else 0.0),
     "throws dice": lambda answer, entry: exact(answer, entry) or random.random() / 2,
     "above one": lambda answer, entry: 1.0 if exact(answer, entry) else 1.5 * answer.startswith(entry["answer"]),
 }

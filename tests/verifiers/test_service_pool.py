@@ -133,6 +133,25 @@ async def test_a_service_that_cannot_start_is_said_and_the_others_are_closed():
     assert first.is_closed
 
 
+async def test_a_service_that_is_lost_while_it_starts_is_started_again():
+    """As on a node that has just died: Ray puts actors there until it has noticed."""
+    tries: list[int] = []
+    first = FakeService()
+
+    async def start(index: int) -> FakeService:
+        tries.append(index)
+        if len(tries) in (1, 3, 4):
+            raise ServiceLost("it never ran")
+        return first if len(tries) == 2 else FakeService()
+
+    pool = ServicePool(start, num_services=1, max_losses=3)
+    await pool.start()
+    first.is_dead = True
+    assert rewards(await pool.verify(make_task(), COMPLETIONS)) == [1.0, 0.0, 0.0, 1.0]
+    assert tries == [0] * 5
+    assert (await pool.metrics())["verify/lost_services"] == 1
+
+
 async def test_a_pool_that_closes_starts_nothing_again():
     hold = asyncio.Event()
     started = Started(FakeService(hold=hold))

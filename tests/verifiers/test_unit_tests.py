@@ -80,7 +80,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("reference", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize(
+    "reference", [pytest.param(form, id=name, marks=() if name == "calls" else pytest.mark.slow) for name, form in FORMS.items()]
+)
 @pytest.mark.parametrize(("program", "outcome"), FAULTS, ids=[program[:40] for program, _ in FAULTS])
 async def test_a_function_that_is_not_right_scores_0(judge: Judge, reference: Any, program: str, outcome: Outcome):
     score = await judge(reference, program)
@@ -88,7 +90,7 @@ async def test_a_function_that_is_not_right_scores_0(judge: Judge, reference: An
     assert score.reason
 
 
-@pytest.mark.parametrize("reference", [CALLS, TEST], ids=["calls", "test"])
+@pytest.mark.parametrize("reference", [CALLS, pytest.param(TEST, marks=pytest.mark.slow)], ids=["calls", "test"])
 @pytest.mark.parametrize("program", ["while True: pass\ndef f(x): return x + 1", "def f(x):\n    while True: pass"])
 async def test_a_function_that_never_ends_is_stopped(judge: Judge, reference: Any, program: str):
     score = await judge(reference, program)
@@ -249,6 +251,7 @@ async def test_cases_that_a_dead_program_did_not_reach_are_not_passed(judge: Jud
     assert "1 of 3 cases pass, 1 were not reached: case 2 of 3: the program ended with exit code 0" in score.reason
 
 
+@pytest.mark.slow
 async def test_the_limits_hold_for_all_cases_together(judge: Judge):
     burn = "import time\ndef f(x):\n    while time.process_time() < x * 0.45: pass\n    return x + 1"
     assert (await judge(CALLS, burn)).reason.startswith("case 3 of 3: the program takes more than 1 s of CPU")

@@ -40,6 +40,7 @@ async def judged(verifier: UnitTests, programs: Iterable[Made]) -> list[tuple[Ma
     return await asyncio.gather(*(judge(program, names[i % len(names)]) for i, program in enumerate(programs)))
 
 
+@pytest.mark.slow
 async def test_right_programs_pass_however_odd_they_look():
     programs = list(right_programs())[: len(RIGHT_BODIES) + len(HARMLESS_PRELUDES)]
     async with verifier(Limits(cpu_s=5)) as judge:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from grpo.cli import make_parser
-from grpo.config import VerifiersConfig
 from verifiers.audit import audit
 from verifiers.registry import entries, load_plugins
 from verifiers.reward import RewardMix, built_in_mixes
 from verifiers.service import Text, VerifierService
+from verifiers.service_pool import VerifiersConfig
 from verifiers.types import Task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "verifiers.md").read_text()

@@ -32,7 +32,7 @@ def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def completion(text: str, num_tokens: int = 3) -> SimpleNamespace:
-    return SimpleNamespace(text=text, token_ids=(1,) * num_tokens)
+    return SimpleNamespace(text=text, num_completion_tokens=num_tokens)
 
 
 def service(**components: dict[str, Any]) -> VerifierService:
