@@ -1,4 +1,5 @@
-"""Peak memory of the learner's loss step at a large vocabulary, beside that of full logits and the model's own activations.
+"""Peak memory of the learner's loss step at a large vocabulary, beside that of full logits and the model's own activations; and
+the size of AdamW's moments in float32 and in 8 bits, where torchao is installed (on a CPU its step is slow: nothing is compiled).
 
     python benchmarks/learner_memory.py                 Qwen2.5-0.5B's layers, vocabulary 150,000, 2,048 tokens: minutes on a CPU
     python benchmarks/learner_memory.py --json FILE     the same figures for a program
@@ -10,6 +11,7 @@ gradients, which every way needs.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import resource
@@ -70,6 +72,8 @@ def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return token_scores(hidden, weight, None, targets, temperature=1.0).logprobs
 
 
+WANTED = 1.3  # at most, of both in chunks to the activations
+
 HEADS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
     "the model's own activations": None,
     "the loss step, full logits": full_logits,
@@ -116,6 +120,64 @@ def measure_peak(way: str, num_layers: int) -> Peak:
     return Peak(way, peak - before, seconds)
 
 
+class Moments(NamedTuple):
+    """What an optimizer keeps of the decoder's weights after a step."""
+
+    optimizer: str
+    megabytes: float
+    bytes_each: float
+    seconds: float
+
+
+def measure_moments(name: str, num_layers: int) -> Moments:
+    """In a process of its own: bytes of all that the optimizer holds after two steps over the decoder's weights."""
+    torch.manual_seed(0)
+    weights = list(decoder(num_layers).parameters())
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = new_optimizer(name, weights)
+    optimizer.step()
+    started = time.perf_counter()
+    optimizer.step()
+    seconds = time.perf_counter() - started
+    size = sum(stored_bytes(value) for state in optimizer.state.values() for value in state.values())
+    return Moments(name, size / 2**20, size / sum(weight.numel() for weight in weights), seconds)
+
+
+def new_optimizer(name: str, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(weights, lr=1e-6, fused=True)
+    from grpo.adamw_8bit import BlockedAdamW
+
+    return BlockedAdamW([{"params": weights}], in_float32=(), lr=1e-6, betas=(0.9, 0.999))
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Of the tensors that it is made of, where it is not one itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return sum(stored_bytes(getattr(tensor, name)) for name in names)
+
+
+def moments(console: Console) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    names = ["adamw", "adamw_8bit"] if importlib.util.find_spec("torchao") is not None else ["adamw"]
+    found = []
+    for name in names:
+        with context.Pool(1) as pool:
+            found.append(pool.apply(measure_moments, (name, 1)))
+    table = Table(title=f"AdamW's moments: a layer of {WIDTH}")
+    for column in ("", "MB", "bytes a weight", "s a step"):
+        table.add_column(column, justify="left" if not column else "right")
+    for each in found:
+        table.add_row(each.optimizer, f"{each.megabytes:,.0f}", f"{each.bytes_each:.2f}", f"{each.seconds:.1f}")
+    console.print(table)
+    if len(found) == 1:
+        console.print("[dim]adamw_8bit is not there: pip install 'grpo-reasoning\\[adamw-8bit]'[/dim]")
+    return [each._asdict() for each in found]
+
+
 def memory(num_layers: int, console: Console) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     peaks = []
@@ -132,6 +194,9 @@ def memory(num_layers: int, console: Console) -> list[dict[str, Any]]:
     for peak in peaks:
         table.add_row(peak.way, f"{peak.megabytes:,.0f}", f"{peak.megabytes / own:.2f}", f"{peak.seconds:.1f}")
     console.print(table)
+    ratio = peaks[-1].megabytes / own
+    line = f"learner, memory with the loss step: {ratio:.2f} x the model's own activations (wanted {WANTED})"
+    console.print(line, highlight=False)
     return [peak._asdict() for peak in peaks]
 
 
@@ -140,7 +205,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="decoder layers of the model whose activations are compared")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
-    figures = memory(args.layers, Console(width=120))
+    console = Console(width=120)
+    figures = memory(args.layers, console) + moments(console)
     if args.json is not None:
         args.json.write_text(json.dumps(figures, indent=1))
 

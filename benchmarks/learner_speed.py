@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from grpo.batch import Example
-from grpo.config import LearnerConfig, ModelConfig
 from grpo.learner import Learner, LearnerSpec
+from grpo.learner_config import LearnerConfig, ModelConfig
 from grpo.objectives import Grpo
 from grpo.policy import load_model
 
@@ -238,6 +238,9 @@ def measure_speed(size: Size, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+WANTED, WANTED_OF_BARE = 1.5, 1.25  # at least of TRL's tokens per second; at most of a bare pass's seconds
+
+
 def speed(sizes: Sequence[Size], rounds: int, console: Console) -> list[dict[str, Any]]:
     figures = []
     for size in sizes:
@@ -254,6 +257,13 @@ def speed(sizes: Sequence[Size], rounds: int, console: Console) -> list[dict[str
         for way, median in taken.items():
             table.add_row(way, f"{median:.2f}", f"{num_tokens / median:,.0f}", f"{median / own:.2f} x as fast")
         console.print(table)
+        trl = [median for way, median in taken.items() if way.startswith("TRL")]
+        if trl:
+            told = f"learner, {size.name}: {min(trl) / own:.2f} x TRL's trained tokens per second (wanted {WANTED})"
+            console.print(told, highlight=False)
+        bare = min(median for way, median in taken.items() if way.startswith("forward"))
+        told = f"learner, {size.name}: {own / bare:.2f} x the seconds of a bare pass without padding (wanted {WANTED_OF_BARE})"
+        console.print(told, highlight=False)
         figures.append({"size": size.name, "tokens": num_tokens, "seconds": taken})
     return figures
 

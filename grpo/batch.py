@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rollout.errors import PromptError
+from rollout.packed import Packed, PackedRow
+from rollout.types import Completion
 
 Average = Literal["sequence", "token", "constant", "sum"]
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Example(PackedRow):
     """One completion with what it teaches.
 
     `behavior_logprobs` is None for a recorded completion, `ref_logprobs` until the reference policy has scored it. `advantage` is
@@ -37,6 +39,15 @@ class Example:
     task_id: str = ""
     ref_logprobs: tuple[float, ...] | None = None
 
+    @classmethod
+    def of(cls, completion: Completion, *, reward: float, group: int, task_id: str) -> Example:
+        """A completion that teaches nothing yet. What it holds packed stays packed."""
+        return cls(completion.prompt_ids, (), None, 0.0, reward, group, task_id).holding(completion.packed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.prompt_ids, *self.packed, self.advantage, self.reward, self.group, self.task_id, self.ref_logprobs)
+        return _unpickled, fields
+
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise PromptError(
@@ -49,12 +60,16 @@ class Example:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.token_ids)
+        return len(self.prompt_ids) + self.num_completion_tokens
 
     @property
     def is_flat(self) -> bool:
         """Whether no token has an advantage."""
         return not (any(self.advantage) if isinstance(self.advantage, tuple) else self.advantage)
+
+
+def _unpickled(prompt_ids: tuple[int, ...], token_ids: bytes, logprobs: bytes | None, *others: Any) -> Example:
+    return Example(prompt_ids, (), None, *others).holding(Packed(token_ids, logprobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,24 @@ def token_weights(completion_lengths: Tensor, average: Average, *, max_tokens: i
     return (1.0 / divisors).masked_fill(lengths == 0, 0.0)
 
 
+def deal(rows: Sequence[Example], count: int, *, rows_per_unit: int = 1) -> list[list[int]]:
+    """Row indices for each of `count` ranks: to each its part of the tokens, and the rows of a prompt to one where that allows it.
+
+    Units of `rows_per_unit` consecutive rows stay together, in their order. A rank has at most one unit's tokens above its part.
+    """
+    if count == 1:
+        return [list(range(len(rows)))]
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    units = list(chain.from_iterable(units_by_prompt(rows, rows_per_unit)))
+    widths = [sum(rows[i].num_tokens for i in unit) for unit in units]
+    before = 0
+    for unit, width in zip(units, widths, strict=True):
+        # The rank in whose part of all tokens the unit has its middle.
+        dealt[(2 * before + width) * count // (2 * sum(widths))].extend(unit)
+        before += width
+    return dealt
+
+
 def micro_batches(rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_per_unit: int = 1) -> list[list[int]]:
     """Row indices, longest first, cut so that rows times their longest length stays within the budget.
 
@@ -132,14 +165,10 @@ def micro_packs(rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_pe
     Units of `rows_per_unit` consecutive rows stay together, in their order; one longer than the budget gets a micro-batch of its
     own.
     """
-    assert len(rows) % rows_per_unit == 0, "rows come in whole units"
-    by_prompt: dict[tuple[int, ...], list[range]] = {}
-    for first in range(0, len(rows), rows_per_unit):
-        by_prompt.setdefault(rows[first].prompt_ids, []).append(range(first, first + rows_per_unit))
     batches: list[list[int]] = []
     prompts: set[tuple[int, ...]] = set()
     room = 0
-    for unit in chain.from_iterable(by_prompt.values()):
+    for unit in chain.from_iterable(units_by_prompt(rows, rows_per_unit)):
         completions = sum(len(rows[i].token_ids) for i in unit)
         new = {rows[i].prompt_ids for i in unit}
         if not batches or completions + sum(map(len, new - prompts)) > room:
@@ -149,6 +178,15 @@ def micro_packs(rows: Sequence[Example], *, tokens_per_micro_batch: int, rows_pe
         room -= completions + sum(map(len, new - prompts))
         prompts |= new
     return batches
+
+
+def units_by_prompt(rows: Sequence[Example], rows_per_unit: int) -> list[list[range]]:
+    """For each prompt, in the order in which they first occur, its units of consecutive row indices."""
+    assert len(rows) % rows_per_unit == 0, "rows come in whole units"
+    by_prompt: dict[tuple[int, ...], list[range]] = {}
+    for first in range(0, len(rows), rows_per_unit):
+        by_prompt.setdefault(rows[first].prompt_ids, []).append(range(first, first + rows_per_unit))
+    return list(by_prompt.values())
 
 
 def make_batch(

@@ -11,12 +11,15 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
 
+from grpo.config import RunConfig
 from grpo.state import RunState
+from rollout.judged import Judged, from_json, to_json
 from rollout.snapshot import file_fingerprint
 from rollout.tasks import TaskStream
 from sandbox.errors import SystemFault
@@ -25,7 +28,18 @@ logger = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"  # names every other file with its xxh3-128; written last
 STATE = "state.json"
+GROUPS = "groups.json"  # finished groups that were not learnt from yet, where there are any
 NAME = re.compile(r"step-\d+")
+
+
+def checkpoints_per_weights(config: RunConfig) -> float:
+    """About how many bytes the checkpoints of a run take together, for each byte of its model's files.
+
+    Beside those that are kept there may be the best one, and one that is being written.
+    """
+    moments = 1.1 if config.learner.optimizer == "adamw_8bit" else 4.0  # for each weight two in float32, or in 8 bits
+    share = 0.05 if config.model.lora.rank else 2.0 + moments  # and weights in float32, of weights stored in 16 bits
+    return (config.checkpoints.keep + 2) * share
 
 
 class CheckpointFailed(SystemFault):
@@ -45,6 +59,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder = folder
         self._keep = keep
+        self.collected: dict[int, Judged] = {}  # finished groups of the checkpoint that was restored
 
     async def restore(self, learner: Persistent, tasks: TaskStream) -> RunState:
         """The newest whole checkpoint, loaded into the learner and the task stream; a state at step 0 when there is none."""
@@ -55,6 +70,7 @@ class Checkpoints:
                 state = read_state(path)
                 await learner.restore(str(path.resolve()))
                 tasks.rewind(state.cursor)
+                self.collected = from_json((path / GROUPS).read_text()) if (path / GROUPS).exists() else {}
                 logger.info("resuming from %s", path)
                 return state
             logger.warning("%s is skipped: %s. The checkpoint before it is used.", path, problem)
@@ -66,8 +82,11 @@ class Checkpoints:
         """The state of the newest whole checkpoint, without loading anything else; None when there is none."""
         return next((read_state(path) for path in reversed(self.paths()) if find_problem(path) is None), None)
 
-    async def save(self, state: RunState, learner: Persistent) -> Path:
-        """Write a checkpoint of this state. Raises CheckpointFailed when the disk is full or cannot be written."""
+    async def save(self, state: RunState, learner: Persistent, *, collected: Mapping[int, Judged] | None = None) -> Path:
+        """Write a checkpoint of this state, with the groups that were collected and not learnt from.
+
+        Raises CheckpointFailed when the disk is full or cannot be written.
+        """
         place = self._folder / f"step-{state.step:06d}"
         beside = self._folder / f".{place.name}.{os.getpid()}.partial"
         try:
@@ -75,6 +94,8 @@ class Checkpoints:
             beside.mkdir(parents=True)
             await learner.save(str(beside.resolve()))
             (beside / STATE).write_text(state.model_dump_json(indent=1))
+            if collected:
+                (beside / GROUPS).write_text(to_json(collected))
             # Gigabytes are read and flushed: off the event loop, where rollouts may be going on.
             await asyncio.to_thread(_mark_complete, beside)
             if place.exists():  # damaged, or it would have been resumed from
@@ -127,7 +148,7 @@ def find_problem(path: Path) -> str | None:
         return "it was never finished"
     except ValueError:
         return f"its file {COMPLETE} is damaged"
-    if STATE not in digests or {file.name for file in path.iterdir()} - {COMPLETE} - digests.keys():
+    if STATE not in digests or {str(file.relative_to(path)) for file in files_in(path)} - {COMPLETE} - digests.keys():
         return f"its file {COMPLETE} is damaged"
     for name, digest in digests.items():
         try:
@@ -150,13 +171,18 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Those in the folders within, too."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
 def _mark_complete(folder: Path) -> None:
     """Flush every file, then write the mark that says so, then flush the folder."""
-    files = sorted(folder.iterdir())
-    for file in files:
-        _flush(file)
+    files = files_in(folder)
+    for path in (*files, *(path for path in folder.rglob("*") if path.is_dir())):
+        _flush(path)
     mark = folder / COMPLETE
-    mark.write_text("\n".join(f"{file.name} {file_fingerprint(file)}" for file in files))
+    mark.write_text("\n".join(f"{file.relative_to(folder)} {file_fingerprint(file)}" for file in files))
     _flush(mark)
     _flush(folder)
 

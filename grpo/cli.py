@@ -8,47 +8,66 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from grpo.rescore_command import add_rescore
-from grpo.tasks_command import add_tasks
+from grpo.commands.doctor import add_doctor
+from grpo.commands.eval import add_eval
+from grpo.commands.export import add_export
+from grpo.commands.jobs import add_jobs
+from grpo.commands.report import add_report
+from grpo.commands.rescore import add_rescore
+from grpo.commands.tasks import add_tasks
+from grpo.commands.watch import add_watch
+from grpo.exit_codes import ExitCode, table
+from grpo.jobs.driver import kept_log
 from sandbox.cli import LEVELS, add_sandbox
 from sandbox.errors import SystemFault, UserError
 from verifiers.cli import add_verifiers
-
-USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 DESCRIPTION = """\
 Teach a language model to reason, with rewards that can be checked.
 
   grpo train configs/quickstart.toml     train a tiny model on sums, on any machine
   grpo check configs/gsm8k_grpo.toml     see what a run would do, without a model or a GPU
+  grpo report runs/quickstart            see what a run did: curves, config, every rollout, in one page
   grpo verify CASES.jsonl -o OUT.jsonl   judge recorded completions, without training
   grpo sandbox build                     make the Docker image that untrusted programs run in
+  grpo launch CONFIG --run-dir DIR       train on a Ray cluster, as a job
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 stopped on request."""
+    """Run a command; what its exit code says stands in exit_codes.py."""
     args = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         return args.command(args)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return USER_ERROR
+        return ExitCode.USER_ERROR
     except SystemFault as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return FAULT
+        return ExitCode.FAULT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return ExitCode.STOPPED
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="grpo", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="grpo",
+        description=DESCRIPTION,
+        epilog=f"exit codes:\n{table()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_check(commands)
     _add_verify(commands)
+    add_doctor(commands)
+    add_export(commands)
+    add_eval(commands)
+    add_watch(commands)
+    add_report(commands)
+    add_jobs(commands)
     add_rescore(commands)
     add_verifiers(commands)
     add_tasks(commands)
@@ -73,7 +92,10 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     train.add_argument("--overwrite", action="store_true", help="with --fresh: delete the existing run")
     train.add_argument(
-        "--allow-changes", action="store_true", help="resume although the config differs from the one the run began with"
+        "--allow-changes",
+        "--allow",
+        action="store_true",
+        help="resume although the config differs from the one the run began with in what it learns",
     )
     train.set_defaults(command=_train)
 
@@ -132,33 +154,47 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from grpo.stages import Interrupted, plan, run_stages
+    from grpo.plan import plan
+    from grpo.stages import Interrupted, run_stages
 
     if args.overwrite and not args.fresh:
         raise UserError("--overwrite deletes a run only together with --fresh. Add --fresh, or leave --overwrite out to resume.")
     stages = plan(args.config, args.overrides, args.run_dir)
-    try:
-        run_stages(
-            stages, fresh=args.fresh, overwrite=args.overwrite, allow_changes=args.allow_changes, console=Console(file=sys.stdout)
-        )
-    except Interrupted as stop:
-        print(f"{stop}. Type the same command to resume.", file=sys.stderr)
-        return INTERRUPTED
-    except UserError:
-        raise
-    except Exception as error:
-        if not isinstance(error, SystemFault):
-            logging.getLogger(__name__).exception("a fault of ours")
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        _print_log_ends(stage.folder.logs for stage in stages)
-        return FAULT
-    return 0
+    with kept_log(stages[-1].folder.path):
+        try:
+            run_stages(
+                stages,
+                fresh=args.fresh,
+                overwrite=args.overwrite,
+                allow_changes=args.allow_changes,
+                console=Console(file=sys.stdout),
+                command=_resuming(args),
+            )
+        except Interrupted as stop:
+            print(f"{stop}. Type the same command to resume.", file=sys.stderr)
+            return ExitCode.STOPPED
+        except UserError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return ExitCode.USER_ERROR
+        except Exception as error:
+            if not isinstance(error, SystemFault):
+                logging.getLogger(__name__).exception("a fault of ours")
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            _print_log_ends(stage.folder.logs for stage in stages)
+            return ExitCode.FAULT
+    return ExitCode.DONE
+
+
+def _resuming(args: argparse.Namespace) -> list[str]:
+    """The words that go on with this run."""
+    place = [] if args.run_dir is None else ["--run-dir", str(args.run_dir)]
+    return ["train", str(args.config), *place, *(word for override in args.overrides for word in ("--set", override))]
 
 
 def _check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from grpo.check import check
+    from grpo.commands.check import check
     from grpo.config import load_config
 
     return check(load_config(args.config, args.overrides), args.config, Console())

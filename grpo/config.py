@@ -15,15 +15,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
+from grpo.learner_config import LearnerConfig, ModelConfig
 from grpo.objectives import AnyObjective, Grpo
 from grpo.objectives.sources import GroupSource, wrong_source
+from grpo.placement import PlacementMode
 from rollout.engine import EngineConfig
+from rollout.fleet import Publish
 from rollout.sampling import Sampling
 from rollout.tasks import TasksConfig
 from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
 from verifiers.options import did_you_mean, explain
 from verifiers.reward import RewardMix, built_in_mixes
+from verifiers.service_pool import VerifiersConfig
 
 
 class ConfigError(UserError):
@@ -32,59 +36,6 @@ class ConfigError(UserError):
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LoraConfig(_Part):
-    """[model.lora]: train adapters instead of all weights (LoRA, arXiv:2106.09685)."""
-
-    rank: int = Field(default=0, ge=0, description="Rank of the adapters; 0 trains all weights.")
-    alpha: int | None = Field(default=None, ge=1, description="Adapters are scaled by alpha / rank. None: 2 * rank.")
-    target_modules: str | tuple[str, ...] = Field(
-        default="all-linear", description="Layers that get adapters; all-linear leaves out the head."
-    )
-
-
-class ModelConfig(_Part):
-    """[model]: the policy."""
-
-    path: str = Field(
-        default="tiny", description="Model folder or hub name; `tiny` makes the embedded half-million-parameter model."
-    )
-    start_from: str | None = Field(
-        default=None,
-        description="Config file of an earlier stage: its final model is used, and it is trained first when it has not been.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Precision of the learner's forward pass; master weights stay float32. auto: bfloat16 on a GPU."
-    )
-    lora: LoraConfig = Field(default=LoraConfig(), description="Adapters.")
-
-
-class LearnerConfig(_Part):
-    """[learner]: from a loss to new weights. AdamW (arXiv:1711.05101)."""
-
-    learning_rate: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
-    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises from 0 to its peak.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="What it does after that, down to 0 at the end."
-    )
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, on matrices only.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moving averages.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
-    mini_batches: int = Field(
-        default=1, ge=1, description="Optimizer steps per training step; each takes its share of the rows once."
-    )
-    tokens_per_micro_batch: int = Field(default=16384, ge=1, description="Tokens in one forward pass, padding included.")
-    activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
-    max_mismatch: float = Field(
-        default=0.05, gt=0, description="Stop when engine and learner disagree by more than this mean |log-probability| on policy."
-    )
-    reference_every: int = Field(
-        default=0, ge=0, description="Training steps after which the policy becomes the new reference; 0: it stays where it began."
-    )
-    reference_on_cpu: bool = Field(
-        default=False, description="Keep the reference's weights in the computer's memory while they are not needed."
-    )
 
 
 class EvaluationConfig(_Part):
@@ -97,15 +48,6 @@ class EvaluationConfig(_Part):
     stop_at: float | None = Field(
         default=None, gt=0, le=1, description="End the run once sampled accuracy reaches this. None: never."
     )
-
-
-class VerifiersConfig(_Part):
-    """[verifiers]: the processes that judge completions."""
-
-    num_services: int | None = Field(
-        default=None, ge=1, le=1024, description="Verifier services, spread over the nodes. None: one for each node."
-    )
-    workers: int = Field(default=2, ge=1, le=256, description="Processes that each verifier may keep, in each service.")
 
 
 class CheckpointConfig(_Part):
@@ -122,6 +64,10 @@ class TrackingConfig(_Part):
         default=None, description="W&B project; offline when no key or network is there. None: no W&B."
     )
     wandb_entity: str | None = Field(default=None, description="W&B team or user. None: the key's default.")
+    wandb_rollouts_every: int = Field(
+        default=10, ge=0, description="Steps whose rollouts the table in W&B grows by, a multiple of rollouts_every; 0 shows none."
+    )
+    tensorboard: bool = Field(default=False, description="Write event files for TensorBoard; needs the extra tensorboard.")
     rollouts_every: int = Field(default=1, ge=0, description="Steps between Parquet files of rollouts; 0 writes none.")
 
 
@@ -135,19 +81,44 @@ class RunConfig(_Part):
     groups_per_step: int = Field(default=16, ge=1, description="Groups an update learns from (P).")
     group_size: int = Field(default=16, ge=1, description="Completions sampled per task (G).")
     max_lag: int = Field(default=0, ge=0, description="Updates that sampling may run ahead of learning; 0 is strictly on-policy.")
+    publish: Publish = Field(
+        default="inflight",
+        description="How new weights reach completions that are being sampled: inflight, they go on with them at once; wait, each "
+        "finishes its turn before (see sampling.tokens_per_turn), and no turn begins meanwhile. Nothing is being sampled then with "
+        "max_lag = 0.",
+    )
     publish_every: int = Field(
         default=1,
         ge=1,
         description="Steps between syncs: workers sample that long from one iterate. A resumed run begins with a sync.",
     )
+    over_sample: float = Field(
+        default=1.0,
+        ge=1,
+        le=8,
+        description="With max_lag = 0: begin this many times the groups a step misses, take those that finish first and give up "
+        "the rest. Above 1 a step does not wait for its slowest groups, learns from quick ones more often, and no run repeats.",
+    )
     max_tries: int = Field(default=8, ge=1, description="Give up a step after sampling this many times the groups it wants.")
     max_unscored: float = Field(
         default=0.1, ge=0, le=1, description="Stop when more of a step's completions than this share have no reward."
+    )
+    deadline_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that anything a run waits for may take: a prompt, a check, an update, a sync, an evaluation, a "
+        "checkpoint. The first of a kind may take twice as long, and ten times the longest so far is no hang. Past that the stacks "
+        "of all processes are written, and the part is restarted or the run ends.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where policy and engines run. auto: cuda when there is one."
     )
     ray_address: str = Field(default="local", description="local starts a Ray cluster for this run; auto or ray://... joins one.")
+    placement: PlacementMode = Field(
+        default="auto",
+        description="separate: learner and workers have GPUs of their own; colocated: they share them; auto: separate when "
+        "the cluster has enough.",
+    )
     plugins: tuple[str, ...] = Field(default=(), description="Verifier plugins: a dotted module, FILE.py, or FILE.py:name.")
     model: ModelConfig = Field(default=ModelConfig(), description="The policy.")
     tasks: TasksConfig = Field(description="Prompts and references.")
@@ -197,10 +168,14 @@ class RunConfig(_Part):
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a TOML file with `--set` overrides applied. Raises ConfigError, never a bare pydantic or TOML error."""
-    values = read_toml(path)
+    return config_of(read_toml(path), overrides, where=str(path))
+
+
+def config_of(values: dict[str, Any], overrides: Sequence[str], *, where: str) -> RunConfig:
+    """The config of nested tables, which the overrides change. `where` is what they are called in a ConfigError."""
     for override in overrides:
         apply_override(values, override)
-    where = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+    where = " ".join([where, *(f"--set {override}" for override in overrides)])
     if isinstance(values.get("objective"), dict):
         values["objective"].setdefault("name", Grpo().name)
     try:
@@ -265,6 +240,11 @@ def check_together(config: RunConfig, where: str) -> None:
             "starts from one of them. Drop the other (--set model.start_from= drops it on the command line)."
         )
     units = config.groups_per_step * objective.units_per_group(config.recorded_size or config.group_size)
+    if config.over_sample > 1 and config.max_lag:
+        raise ConfigError(
+            f"{where}: over_sample is {config.over_sample:g} and max_lag is {config.max_lag}, but a step that may learn from older "
+            "groups gives none up. Leave over_sample out, or set max_lag to 0."
+        )
     if config.learner.mini_batches > units:
         raise ConfigError(
             f"{where}: learner.mini_batches is {config.learner.mini_batches}, but a step has {units} "
@@ -280,12 +260,25 @@ def check_together(config: RunConfig, where: str) -> None:
         raise ConfigError(
             f"{where}: sampling.temperature is 0, so all completions of a group would be equal. Set it above 0; 1 is usual."
         )
+    if config.engine.transport == "adapter" and (problem := why_no_adapters(config)):
+        raise ConfigError(f'{where}: engine.transport = "adapter" publishes LoRA adapters for vLLM to apply, but {problem}')
     max_len = config.engine.max_model_len
     if max_len is not None and config.sampling.max_tokens >= max_len:
         raise ConfigError(
             f"{where}: sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in "
             f"engine.max_model_len = {max_len}. Raise the second or lower the first."
         )
+
+
+def why_no_adapters(config: RunConfig) -> str | None:
+    """What keeps engines from sampling with adapters beside the base weights, and the mend."""
+    if not config.model.lora.rank:
+        return "model.lora.rank is 0: all weights are trained. Set it, or use auto."
+    if config.engine.kind != "vllm":
+        return f'engine.kind is "{config.engine.kind}". Use vllm, or auto, which merges them.'
+    if config.max_lag and config.publish == "inflight":
+        return 'publish is "inflight", and a completion keeps the adapter it began with. Set publish = "wait", or use auto.'
+    return None
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rollout.errors import WorkerLost
 from rollout.sampling import Sampling
 from rollout.types import Completion
-from sandbox.errors import UserError
+from sandbox.errors import SystemFault, UserError
 from verifiers.judge_options import ENGINE, ENGINE_KEY, ENGINE_URL
 from verifiers.types import Message, Task
 
@@ -87,7 +86,7 @@ class EngineApi:
             completion = await self._completion(question)
         except UserError as error:
             return _refusal(400, str(error))
-        except WorkerLost as error:
+        except SystemFault as error:
             return _refusal(503, str(error))
         return _chat_completion(question.model, completion)
 

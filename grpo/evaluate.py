@@ -47,7 +47,7 @@ async def evaluate(
         num_tasks=len(tasks),
         sampled_accuracy=accuracy([verdict for _, verdict in sampled]),
         greedy_accuracy=accuracy([verdict for _, verdict in best]),
-        length_mean=sum(len(completion.token_ids) for completion, _ in sampled) / len(sampled),
+        length_mean=sum(completion.num_completion_tokens for completion, _ in sampled) / len(sampled),
         seconds=time.perf_counter() - started,
     )
 

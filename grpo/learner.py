@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from grpo.batch import Batch, Example, make_batch, token_weights
-from grpo.config import LearnerConfig, ModelConfig
+from grpo.learner_config import LearnerConfig, ModelConfig
+from grpo.learner_state import (
+    LEARNER,
+    REFERENCE,
+    optimizer_tensors,
+    read_tensors,
+    restore_optimizer,
+    weight_tensors,
+    write_tensors,
+)
 from grpo.metrics import UpdateTotals
+from grpo.model_files import restore_weights, write_model
 from grpo.nonfinite import NonFiniteGuard
 from grpo.objectives import Objective
-from grpo.optimizer import make_optimizer, rate_factor
-from grpo.policy import Policy, load_model
+from grpo.optimizer import make_optimizer, rate_factor, set_learning_rate
+from grpo.policy import Policy, compute_dtype
+from grpo.publish import Publisher
+from grpo.ranks import ALONE, Place, Ranks, whole
 from grpo.scoring import Scorer
-from rollout.snapshot import write_snapshot
-from rollout.types import Snapshot
-from rollout.weights import model_weights
+from rollout.transports import Transport
+from rollout.types import BroadcastSeat, Snapshot
+from rollout.waiting import to_the_end
 from sandbox.errors import SystemFault, UserError
 
 
@@ -38,7 +50,8 @@ class LearnerSpec:
     `total_steps` are optimizer steps, for the schedule; `max_tokens` is the completion budget; `max_mismatch` is None when
     completions may come from older weights, whose log-probabilities rightly differ. `reference_every` is the number of training
     steps after which the policy becomes its own reference, 0 for never; `reference_device` is where that waits, None for beside the
-    policy. `fault_folder` is where a batch goes that stopped the run.
+    policy. `fault_folder` is where a batch goes that stopped the run. `place` is which rank of several this is.
+    `keep_sent`: weights that were broadcast may be asked for again after they have moved on; `across_nodes`: by other machines.
     """
 
     model_path: str
@@ -53,10 +66,14 @@ class LearnerSpec:
     device: str
     engine_dtype: str
     snapshot_folder: str
+    transport: Transport = "shm"
+    keep_sent: bool = False
+    across_nodes: bool = False
     num_threads: int | None = None
     reference_every: int = 0
     reference_device: str | None = None
     fault_folder: str | None = None
+    place: Place = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +84,10 @@ class Update:
 
 
 class Learner:
-    """Policy, optimizer and schedule; `update` is one training step."""
+    """Policy, optimizer and schedule; `update` is one training step.
+
+    One of several ranks is called as the others are, with the same arguments, and gives the same answers.
+    """
 
     def __init__(self, spec: LearnerSpec) -> None:
         if spec.num_threads is not None:
@@ -76,6 +96,7 @@ class Learner:
         self._spec = spec
         self._config = spec.learner
         self._objective = spec.objective
+        self._ranks = Ranks(spec.place, spec.device)
         self._policy = Policy(
             spec.model_path,
             lora=spec.model.lora,
@@ -84,6 +105,7 @@ class Learner:
             keep_reference=spec.objective.needs_reference,
             reference_device=spec.reference_device,
             activation_checkpointing=spec.learner.activation_checkpointing,
+            ranks=self._ranks,
         )
         self._scorer = Scorer(
             self._policy, temperature=spec.temperature, tokens_per_micro_batch=spec.learner.tokens_per_micro_batch
@@ -91,7 +113,16 @@ class Learner:
         self._optimizer = make_optimizer(self._policy, spec.learner)
         self._schedule_step = 0  # mini-batches done, those without a gradient included: the schedule ends when the run does
         self._num_updates = 0
-        self._nonfinite = NonFiniteGuard(spec.fault_folder)
+        self._nonfinite = NonFiniteGuard(spec.fault_folder if self._ranks.is_first else None)
+        self._weights = asyncio.Lock()  # held by what changes them, and by what sends them
+        self._publisher = Publisher(
+            self._policy,
+            transport=spec.transport,
+            dtype=getattr(torch, spec.engine_dtype),
+            folder=Path(spec.snapshot_folder),
+            keep_sent=spec.keep_sent,
+            across_nodes=spec.across_nodes,
+        )
 
     async def update(self, examples: Sequence[Example]) -> Update:
         """One training step: `mini_batches` optimizer steps over the examples, each row used once.
@@ -99,10 +130,12 @@ class Learner:
         A mini-batch without a gradient moves nothing, nor does one whose loss or gradient is not finite; the third of those in a
         row raises NotFinite. Raises MismatchTooLarge before any weight has moved, UserError for a row too long for the model.
         """
-        return await asyncio.to_thread(self._update, list(examples))
+        async with self._weights:
+            return await asyncio.to_thread(self._update, list(examples))
 
     def _update(self, examples: list[Example]) -> Update:
         started = time.perf_counter()
+        self._publisher.weights_move()
         self._check_lengths(examples)
         totals = UpdateTotals()
         examples = self._with_reference(examples)
@@ -160,8 +193,12 @@ class Learner:
         point = self._reference_point(rows)
         budget = self._config.tokens_per_micro_batch
         for indices in self._policy.micro_batches(rows, tokens_per_micro_batch=budget, rows_per_unit=size):
+            if not indices:
+                self._policy.score_nothing().backward()
+                continue
             chosen, row_weights = [rows[i] for i in indices], [weights[taught[i]] for i in indices]
             self._accumulate(make_batch(chosen, row_weights, device=self._policy.device, reference_point=point), totals)
+        totals.close_mini_batch(self._ranks)
         return bool(rows)
 
     def _has_gradient(self, unit: Sequence[Example]) -> bool:
@@ -192,100 +229,71 @@ class Learner:
             )
 
     def _apply_gradient(self, examples: Sequence[Example], totals: UpdateTotals) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._config.max_grad_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._policy.trainable.values(), self._config.max_grad_norm)).item()
         if not (math.isfinite(norm) and totals.is_finite()):
             totals.drop_mini_batch()
             self._nonfinite.failed(examples, norm=norm, update=self._num_updates + 1)
             return
         self._nonfinite.passed()
-        for group in self._optimizer.param_groups:
-            group["lr"] = totals.learning_rate
+        set_learning_rate(self._optimizer, totals.learning_rate)
         self._optimizer.step()
         totals.optimizer_steps += 1
         totals.grad_norm = max(totals.grad_norm, norm)
 
-    async def publish(self, version: int) -> Snapshot:
-        """The current weights as the engines load them."""
-        return await asyncio.to_thread(self._publish, version)
+    async def publish(self, version: int) -> Snapshot | None:
+        """The current weights as the engines load them. Of several ranks the first one writes them; the others give None."""
+        async with self._weights:
+            return await asyncio.to_thread(self._publisher.publish, version)
 
-    def _publish(self, version: int) -> Snapshot:
-        weights = self._policy.engine_weights(getattr(torch, self._spec.engine_dtype))
-        return write_snapshot(weights, version=version, folder=Path(self._spec.snapshot_folder))
+    async def open_group(self, world_size: int) -> BroadcastSeat:
+        """Where engines meet the learner, of several ranks the first, to receive what it sends. See rollout/delivery.py."""
+        return self._publisher.open_group(world_size)
+
+    async def send(self, snapshot: Snapshot, seat: BroadcastSeat) -> None:
+        """Broadcast a snapshot while the engines receive it. Raises SnapshotGone when the weights have moved on since."""
+        async with contextlib.nullcontext() if self._spec.keep_sent else self._weights:
+            # To its end even when nobody waits for it any more: ranks that have begun to give their shares cannot stop half-way.
+            await to_the_end(asyncio.to_thread(self._publisher.send, snapshot, seat))
+
+    async def close_group(self) -> None:
+        self._publisher.close_group()
 
     async def save(self, folder: str) -> None:
         """All that is needed to go on from here, into an existing folder."""
         await asyncio.to_thread(self._save, Path(folder))
 
     def _save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in self._policy.trainable.items()},
-            folder / "trainable.safetensors",
-        )
-        state = {
-            "optimizer": self._optimizer.state_dict(),
-            "schedule_step": self._schedule_step,
-            "num_updates": self._num_updates,
-            "rng": torch.get_rng_state(),
-        }
-        torch.save(state, folder / "optimizer.pt")
+        trainable = self._policy.trainable
+        counters = {"schedule_step": torch.tensor(self._schedule_step), "num_updates": torch.tensor(self._num_updates)}
+        tensors = weight_tensors(trainable) | optimizer_tensors(self._optimizer, trainable)
+        write_tensors(tensors | counters | {"rng": torch.get_rng_state()}, folder / LEARNER, self._ranks)
         if self._spec.reference_every and self._policy.reference_weights is not None:
-            save_file(self._policy.reference_weights, folder / "reference.safetensors")
+            with self._policy.as_reference():
+                write_tensors(weight_tensors(trainable), folder / REFERENCE, self._ranks)
 
     async def restore(self, folder: str) -> None:
         """Go on from what `save` wrote, with the learning rate, betas and decay of this learner's config."""
         await asyncio.to_thread(self._restore, Path(folder))
 
     def _restore(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        saved, trainable = load_file(folder / "trainable.safetensors"), self._policy.trainable
-        check_same_weights(saved, trainable, where=str(folder))
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(saved[name])
-        state = torch.load(folder / "optimizer.pt", weights_only=True)
-        options = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": options})
-        self._schedule_step = state["schedule_step"]
-        self._num_updates = state["num_updates"]
-        torch.set_rng_state(state["rng"])
-        if (folder / "reference.safetensors").exists():
-            self._policy.restore_reference(load_file(folder / "reference.safetensors"))
+        if (folder / REFERENCE).exists():
+            restore_weights(self._policy, folder / REFERENCE)
+            self._policy.refresh_reference()
+        restore_weights(self._policy, folder / LEARNER)
+        counters = {"schedule_step": torch.tensor(0), "num_updates": torch.tensor(0), "rng": torch.get_rng_state()}
+        read_tensors(counters, folder / LEARNER, self._ranks)
+        restore_optimizer(self._optimizer, self._policy.trainable, folder / LEARNER, self._ranks)
+        self._schedule_step = int(counters["schedule_step"])
+        self._num_updates = int(counters["num_updates"])
+        torch.set_rng_state(counters["rng"])
 
     async def export(self, folder: str) -> None:
         """The model in Hugging Face form, adapters merged, with its tokenizer: what other programs load."""
         await asyncio.to_thread(self._export, Path(folder))
 
     def _export(self, folder: Path) -> None:
-        from rollout.prompting import load_tokenizer
-
-        model = load_model(self._spec.model_path)
-        missing, unexpected = model.load_state_dict(dict(self._policy.engine_weights(torch.float32)), strict=False)
-        if odd := sorted({*missing, *unexpected} - model_weights(model).aliases.keys()):
-            raise SystemFault(f"{folder}: the policy and {self._spec.model_path} differ in {len(odd)} weights, first {odd[0]}.")
-        model.save_pretrained(folder)
-        load_tokenizer(self._spec.model_path).save_pretrained(folder)
+        write_model(self._policy, self._spec.model_path, folder)
 
     async def close(self) -> None:
         """Nothing outlives the learner's process."""
-
-
-def check_same_weights(saved: Mapping[str, Tensor], trainable: Mapping[str, Tensor], *, where: str) -> None:
-    """Raise UserError unless the weights of a checkpoint have the names and shapes of those that are trained."""
-    found, expected = ({name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (saved, trainable))
-    odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if odd:
-        raise UserError(
-            f"{where}: its weights are not those of this model: {len(odd)} differ, first {odd[0]}, with shape "
-            f"{found.get(odd[0], 'none')} there and {expected.get(odd[0], 'none')} here. Resume with the model and model.lora it "
-            "was saved with, or start over with --fresh."
-        )
-
-
-def compute_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype that a config names; auto is bfloat16 on a GPU and float32 on a CPU."""
-    if name == "auto":
-        name = "bfloat16" if device == "cuda" else "float32"
-    return getattr(torch, name)
+        self._publisher.close()

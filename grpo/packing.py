@@ -1,11 +1,13 @@
 """A micro-batch without padding: one row of tokens in which each prompt stands once, and the attention over it.
 
-All layers but attention work on single tokens, so they take the row as it is. Attention gathers every completion behind its prompt
-into tables of rows of about one length. What a completion sees is what it would see alone, to rounding.
+All layers but attention work on single tokens, so they take the row as it is. On a GPU attention is FlexAttention, told who sees
+whom; elsewhere it gathers every completion behind its prompt into tables of rows of about one length. What a completion sees is
+what it would see alone, to rounding.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,9 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from grpo.batch import Batch, by_length
+from grpo.flex import SHARED, block_mask, flex_attention
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 ATTENTION = "packed"  # its name in transformers
 # Rows times longest row of a table: smaller ones hold less padding, larger ones need fewer calls. On a CPU 2,048 is near the best
@@ -26,27 +32,35 @@ TABLE_TOKENS = 2048
 EXTRAS = ("sliding_window", "softcap", "s_aux", "position_bias", "dropout")
 
 
+class Tables(NamedTuple):
+    """Who sees whom, as rows. tables: each [R, L], the tokens of R rows, prompts included, token 0 beyond their ends; places [M]:
+    where each token stands in the tables, counted through all of them.
+    """
+
+    tables: tuple[Tensor, ...]
+    places: Tensor
+
+
 class Packing(NamedTuple):
     """M tokens: each distinct prompt, and each completion but its last token, from which nothing is predicted.
 
     input_ids, position_ids [1, M]; before [K]: for every completion token, in the order of Batch.mask, the token that predicts it;
-    tables: each [R, L], the tokens of R rows, prompts included, token 0 beyond their ends; places [M]: where each token stands in
-    the tables, counted through all of them.
+    sight: who sees whom, as the attention of the device wants it.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     before: Tensor
-    tables: tuple[Tensor, ...]
-    places: Tensor
+    sight: Tables | BlockMask
 
 
-def pack(batch: Batch) -> Packing:
-    """The rows of a micro-batch as one."""
+def pack(batch: Batch, *, flex: bool = False) -> Packing:
+    """The rows of a micro-batch as one, for FlexAttention or for tables."""
     ids: list[int] = []
     positions: list[int] = []
     before: list[int] = []
     rows: list[list[int]] = []
+    owners: list[tuple[int, int]] = []
     starts: dict[tuple[int, ...], int] = {}
     lengths = zip(batch.prompt_lengths.tolist(), batch.mask.sum(1).tolist(), strict=True)
     for tokens, (num_prompt, num_completion) in zip(batch.input_ids.tolist(), lengths, strict=True):
@@ -55,22 +69,22 @@ def pack(batch: Batch) -> Packing:
             starts[prompt] = len(ids)
             ids += prompt
             positions += range(num_prompt)
+            owners += [(starts[prompt], SHARED)] * num_prompt
         rows.append([*range(starts[prompt], starts[prompt] + num_prompt), *range(len(ids), len(ids) + len(body))])
         before += rows[-1][num_prompt - 1 :][:num_completion]
         ids += body
         positions += range(num_prompt, num_prompt + len(body))
-    tables, places = _tables(rows, len(ids))
+        owners += [(starts[prompt], len(rows))] * len(body)
     device = batch.input_ids.device
     return Packing(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
         torch.tensor(before, dtype=torch.long, device=device),
-        tuple(torch.tensor(table, device=device) for table in tables),
-        torch.tensor(places, device=device),
+        block_mask(torch.tensor(owners, device=device)) if flex else _tables(rows, len(ids), device),
     )
 
 
-def _tables(rows: Sequence[Sequence[int]], num_tokens: int) -> tuple[list[list[list[int]]], list[int]]:
+def _tables(rows: Sequence[Sequence[int]], num_tokens: int, device: torch.device) -> Tables:
     tables: list[list[list[int]]] = []
     places = [0] * num_tokens
     first = 0
@@ -82,7 +96,7 @@ def _tables(rows: Sequence[Sequence[int]], num_tokens: int) -> tuple[list[list[l
                 places[token] = place  # a shared prompt stands in many rows, with the same outcome
             first += width
         tables.append([[*row, *[0] * (width - len(row))] for row in chosen])
-    return tables, places
+    return Tables(tuple(torch.tensor(table, device=device) for table in tables), torch.tensor(places, device=device))
 
 
 def packed_attention(
@@ -106,27 +120,30 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     if wanted := [name for name in EXTRAS if isinstance(options.get(name), Tensor) or options.get(name)]:
         raise NotImplementedError(f"{type(module).__name__} wants {wanted[0]} in its attention")
+    if not isinstance(packing.sight, Tables):
+        return flex_attention(query, key, value, packing.sight, scaling).transpose(1, 2), None
     num_heads, shared_by = query.shape[1], query.shape[1] // key.shape[1]
     states = [each[0].transpose(0, 1).flatten(1) for each in (query, key, value)]  # [M, heads * D]
     outcomes = []
-    for table in packing.tables:
+    for table in packing.sight.tables:
         q, k, v = (each.index_select(0, table.flatten()).view(*table.shape, -1, query.shape[-1]).transpose(1, 2) for each in states)
         if shared_by > 1:
             k, v = k.repeat_interleave(shared_by, 1), v.repeat_interleave(shared_by, 1)
         # Padding is on the right: no token of a row can see it, and nobody looks at what it sees.
         seen = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         outcomes.append(seen.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(outcomes).index_select(0, packing.places).view(1, -1, num_heads, value.shape[-1]), None
+    return torch.cat(outcomes).index_select(0, packing.sight.places).view(1, -1, num_heads, value.shape[-1]), None
 
 
 def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The hidden state before every completion token, in the order of Batch.mask. -> [K, H]"""
-    packing = pack(batch)
+    packing = pack(batch, flex=batch.input_ids.is_cuda)
     decoder: Any = model.get_decoder()
     hidden = decoder(
         input_ids=packing.input_ids, position_ids=packing.position_ids, use_cache=False, packing=packing
     ).last_hidden_state
-    return hidden[0, packing.before]
+    # Not hidden[0, before]: where a token stands twice, as a prompt's last does, its gradient would be added up in any order.
+    return hidden[0].index_select(0, packing.before)
 
 
 def padded_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -159,6 +176,9 @@ def enable_packing(model: PreTrainedModel) -> bool:
     try:
         is_same = torch.allclose(packed_hidden(model, batch), expected, rtol=1e-4, atol=1e-4)
     except (NotImplementedError, TypeError):  # it wants more of its attention, or hands it nothing of ours
+        is_same = False
+    except RuntimeError as error:  # a kernel that this GPU, or this size of heads, does not have
+        logger.warning("rows are padded, because they cannot be packed on this device: %s", error)
         is_same = False
     if not is_same:
         model.set_attn_implementation(previous)

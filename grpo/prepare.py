@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.config import ConfigError, RunConfig
@@ -45,7 +46,8 @@ def prepare_model(config: RunConfig, folder: RunFolder) -> str:
 def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
     """The tasks whose prompt leaves room for a completion in the model's length; the others are counted in a warning.
 
-    Raises TaskError for a recorded completion that is longer than the model: cut short it would end where it does not.
+    Raises TaskError for the others where they shall be refused, and for a recorded completion that is longer than the model: cut
+    short it would end where it does not.
     """
     from transformers import AutoConfig
 
@@ -56,13 +58,15 @@ def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
     longest = config.engine.max_model_len or positions
     if longest is None:
         return task_set
-    too_long = {task.id for task in (*task_set.train, *task_set.held_out) if len(prompting.prompt_ids(task)) >= longest}
+    too_long = overlong((*task_set.train, *task_set.held_out), prompting, longest)
     if not too_long:
         return task_set
-    logger.warning(
-        "%d of %d tasks are left out: their prompts do not fit into the model's %d tokens (the first is %s)",
-        *(len(too_long), len(task_set.train) + len(task_set.held_out), longest, min(too_long)),
-    )
+    if config.tasks.too_long == "refuse":
+        raise TaskError(
+            f"{len(too_long)} tasks have prompts that do not fit into the model's {longest} tokens: "
+            f"{', '.join(sorted(too_long)[:5])}{', ...' if len(too_long) > 5 else ''}. Shorten them, use a model for longer texts, "
+            'or set tasks.too_long = "skip".'
+        )
     train, held_out = (tuple(task for task in part if task.id not in too_long) for part in (task_set.train, task_set.held_out))
     if not train or not held_out:
         raise ModelError(
@@ -70,6 +74,17 @@ def fitting(task_set: TaskSet, config: RunConfig, model_path: str) -> TaskSet:
             "use a model for longer texts, or give shorter prompts."
         )
     return dataclasses.replace(task_set, train=train, held_out=held_out)
+
+
+def overlong(tasks: Sequence[Task], prompting: Prompting, longest: int) -> set[str]:
+    """The ids of the tasks whose prompt leaves no room for a completion, counted in a warning when there are any."""
+    too_long = {task.id for task in tasks if len(prompting.prompt_ids(task)) >= longest}
+    if too_long:
+        logger.warning(
+            "%d of %d tasks are left out: their prompts do not fit into the model's %d tokens (the first is %s)",
+            *(len(too_long), len(tasks), longest, min(too_long)),
+        )
+    return too_long
 
 
 def check_recorded_lengths(task_set: TaskSet, prompting: Prompting, positions: int) -> None:

@@ -14,8 +14,8 @@ from rollout.types import Completion, Snapshot
 from rollout.waiting import all_of
 from verifiers.types import Task
 
-MAX_TASKS = 4
-MAX_TOKENS = 32
+MAX_TASKS = 8
+MAX_TOKENS = 4  # the loop waits for so many of the engine's steps, in a batch that may be full
 
 
 class Scorer(Protocol):
@@ -31,20 +31,16 @@ class SyncProbe:
     sees what is sampled here.
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], learner: Scorer, *, sampling: Sampling, num_workers: int, limit: float, run_seed: int
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], learner: Scorer, *, sampling: Sampling, limit: float, run_seed: int) -> None:
         self._tasks = tasks[:MAX_TASKS]
         self._learner = learner
         self._sampling = sampling.model_copy(update={"max_tokens": min(MAX_TOKENS, sampling.max_tokens)})
-        self._num_workers = num_workers
         self._limit = limit
         self._run_seed = run_seed
 
     async def check(self, fleet: Fleet, snapshot: Snapshot) -> float:
         """The mean |learner - engine| log-probability. Raises MismatchTooLarge when it is too large, or the weights were others."""
-        # At once and as often as there are workers: the fleet gives each its share.
-        sampled = await all_of(self._sample(fleet, task) for _ in range(self._num_workers) for task in self._tasks)
+        sampled = await all_of(self._sample(fleet, task) for task in self._tasks)
         completions = [completion for group in sampled for completion in group]
         if stale := next((each for each in completions if each.policy_version != snapshot.version), None):
             raise MismatchTooLarge(
@@ -67,8 +63,9 @@ class SyncProbe:
             )
         return mean
 
-    async def _sample(self, fleet: Fleet, task: Task) -> tuple[Completion, ...]:
-        return await fleet.sample(task, n=1, sampling=self._sampling, seed=group_seed(self._run_seed, 0, f"probe/{task.id}"))
+    async def _sample(self, fleet: Fleet, task: Task) -> list[Completion]:
+        seed = group_seed(self._run_seed, 0, f"probe/{task.id}")
+        return await fleet.sample_each(task, sampling=self._sampling, seed=seed)
 
 
 class ProbedFleet(Fleet):

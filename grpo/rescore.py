@@ -44,6 +44,7 @@ class Rescored:
 def rules_of(run: Path, config: Path | None = None) -> Rules:
     """The mixes, plugins and sandbox of a config file, or those that the run wrote down. Raises UserError."""
     from grpo.config import RunConfig, load_config
+    from grpo.folder import nested_values
 
     if config is not None:
         loaded = load_config(config)
@@ -61,18 +62,6 @@ def rules_of(run: Path, config: Path | None = None) -> Rules:
             "or --config with a config whose mixes shall be used."
         ) from None
     return Rules(known.mixes, known.plugins, known.sandbox)
-
-
-def nested_values(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
-    nested: dict[str, Any] = {}
-    for dotted, value in flat.items():
-        *tables, name = dotted.split(".")
-        table = nested
-        for part in tables:
-            table = table.setdefault(part, {})
-        table[name] = value
-    return nested
 
 
 async def rescore(

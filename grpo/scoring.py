@@ -22,14 +22,18 @@ class Scorer:
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[tuple[float, ...]]:
         """Of each example's completion tokens, under the weights of the moment."""
-        scores: list[tuple[float, ...]] = [()] * len(examples)
+        own: dict[int, tuple[float, ...]] = {}
         for indices in self._policy.micro_batches(examples, tokens_per_micro_batch=self._tokens_per_micro_batch):
+            if not indices:
+                self._policy.score_nothing()
+                continue
             rows = [examples[i] for i in indices]
             batch = make_batch(rows, [0.0] * len(rows), device=self._policy.device)
             values = self._policy.score(batch, temperature=self._temperature).logprobs.tolist()
             for index, row, each in zip(indices, rows, values, strict=True):
-                scores[index] = tuple(each[: len(row.token_ids)])
-        return scores
+                own[index] = tuple(each[: len(row.token_ids)])
+        scores = {index: each for part in self._policy.ranks.gather(own) for index, each in part.items()}
+        return [scores[index] for index in range(len(examples))]
 
     def reference_logprobs(self, examples: Sequence[Example]) -> list[tuple[float, ...]]:
         """The same under the reference policy."""

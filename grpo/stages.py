@@ -1,72 +1,65 @@
-"""Running a config file: the stages it starts from, resuming, stopping on request, and what is printed at the end."""
+"""Running the stages of a config file: resuming, stopping on request, and what is printed at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
+import logging
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from grpo.checkpoint import Checkpoints
-from grpo.config import ConfigError, RunConfig, load_config
 from grpo.folder import HARMLESS, RunFolder
+from grpo.jobs.driver import takes_stop_request
+from grpo.learner_config import check_optimizer
+from grpo.learner_group import LearnerLost
+from grpo.plan import MACHINE_SETTINGS, Stage
 from grpo.prepare import check_references
-from grpo.progress import curve
 from grpo.run import Run, is_complete, open_run
 from grpo.state import RunState
+from grpo.trackers.progress import curve
+from grpo.trackers.tensorboard_tracker import check_tensorboard
 from grpo.tracking import read_metrics
 from grpo.train import train
 from rollout.tasks import load_tasks
-from sandbox.errors import UserError
+from sandbox.errors import SystemFault, UserError
 
-# Overrides that say where a run happens, not what it learns: they hold for the stages before it too.
-MACHINE_SETTINGS = ("engine.", "device", "ray_address", "tracking.")
+logger = logging.getLogger(__name__)
+
+REPORT_S = 300.0  # in which a report is written, or given up
+
+MAX_LEARNER_LOSSES = 3  # in a row, from one checkpoint
+
+
+class DiskFull(SystemFault):
+    """Nothing more can be written to the run folder; what stands there is whole."""
 
 
 class Interrupted(Exception):
     """The person asked to stop; what was learnt is in the newest checkpoint."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One config with the folder its run lives in."""
+def run_stages(
+    stages: Sequence[Stage],
+    *,
+    fresh: bool,
+    overwrite: bool,
+    allow_changes: bool,
+    console: Console,
+    command: Sequence[str] = (),
+) -> None:
+    """Train each stage that is not done yet, and print what came of the last one. `fresh` concerns the last stage only.
 
-    config: RunConfig
-    folder: RunFolder
-    path: Path
-
-    @property
-    def title(self) -> str:
-        return self.folder.path.name
-
-
-def plan(path: Path, overrides: Sequence[str], run_dir: Path | None, *, seen: tuple[Path, ...] = ()) -> list[Stage]:
-    """The stages of a config file in the order they run: those it starts from first.
-
-    A stage's run lives in runs/NAME, after its file. `run_dir` is another place for the last one; the others lie beside it.
+    `command` are the words that go on with it, written down for `grpo resume`.
     """
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: model.start_from leads back to this file. The first stage starts from a model.path alone.")
-    config = load_config(path, overrides)
-    place = run_dir or Path("runs") / path.stem
-    if config.model.start_from is None:
-        return [Stage(config, RunFolder(place), path)]
-    before = path.parent / config.model.start_from
-    inherited = [override for override in overrides if override.startswith(MACHINE_SETTINGS)]
-    earlier = plan(before, inherited, place.parent / before.stem, seen=(*seen, path.resolve()))
-    model = config.model.model_copy(update={"path": str(earlier[-1].folder.model)})
-    return [*earlier, Stage(config.model_copy(update={"model": model}), RunFolder(place), path)]
-
-
-def run_stages(stages: Sequence[Stage], *, fresh: bool, overwrite: bool, allow_changes: bool, console: Console) -> None:
-    """Train each stage that is not done yet, and print what came of the last one. `fresh` concerns the last stage only."""
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     for stage in stages:
         is_last = stage is stages[-1]
@@ -85,11 +78,20 @@ def run_stages(stages: Sequence[Stage], *, fresh: bool, overwrite: bool, allow_c
                 for change in changes:
                     say(f"{stage.title}: resumed with {change}")
                 stage.folder.record(stage.config)
-                state = asyncio.run(run_stage(stage, console))
+                if is_last and command:
+                    stage.folder.record_command(command)
+                try:
+                    state = outliving_learners(stage, console)
+                except OSError as error:
+                    raise_when_full(stage, error)
+                    raise
+                write_report(stage)
             else:
                 say(f"{stage.title}: done already, step {state.step} of {stage.config.steps}; --fresh --overwrite starts over")
             if is_last:
                 say(reward_curve(stage))
+                if stage.folder.report.exists():
+                    say(f"the whole of it: {stage.folder.report}")
             say(summary_line(stage, state))
         finally:
             stage.folder.release()
@@ -114,9 +116,42 @@ def clear_folder(folder: RunFolder, *, overwrite: bool) -> None:
     folder.clear()
 
 
+def raise_when_full(stage: Stage, error: OSError) -> None:
+    """Raise DiskFull when that is what the error says."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        newest = Checkpoints(stage.folder.checkpoints, keep=1).latest()
+        saved = "There is no checkpoint yet" if newest is None else f"The newest checkpoint, of step {newest.step}, is whole"
+        raise DiskFull(
+            f"{stage.folder.path}: no space is left to write to ({shutil.disk_usage(stage.folder.path).free >> 20} MiB are free). "
+            f"{saved}. Make room, and start the run again to resume."
+        ) from error
+
+
+def outliving_learners(stage: Stage, console: Console) -> RunState:
+    """Run a stage. When its learner dies, all parts are started again from the newest checkpoint.
+
+    Raises LearnerLost when MAX_LEARNER_LOSSES of them died without a new checkpoint between.
+    """
+    checkpoints = Checkpoints(stage.folder.checkpoints, keep=1)
+    num_losses, before = 0, -1
+    while True:
+        try:
+            return asyncio.run(run_stage(stage, console))
+        except LearnerLost as loss:
+            step = (checkpoints.latest() or RunState()).step
+            num_losses, before = num_losses + 1 if step == before else 1, step
+            if num_losses == MAX_LEARNER_LOSSES:
+                raise
+            say = functools.partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            say(f"{stage.title}: {loss} Starting again from step {step}.")
+
+
 async def run_stage(stage: Stage, console: Console) -> RunState:
     """One stage from where it stands to its end, with its model exported. Raises Interrupted when stopped on request."""
     started = time.perf_counter()
+    if stage.config.tracking.tensorboard:
+        check_tensorboard()
+    check_optimizer(stage.config.learner)
     task_set = load_tasks(stage.config.tasks)
     await check_references(stage.config, task_set)
     console.print(
@@ -125,7 +160,7 @@ async def run_stage(stage: Stage, console: Console) -> RunState:
         highlight=False,
         soft_wrap=True,
     )
-    with stop_on_signals(console) as stopper:
+    with stop_on_request(stage.folder, console) as stopper:
         async with open_run(stage.config, stage.folder, task_set=task_set, console=console, title=stage.title) as run:
             run.started = started
             run.checkpoints.sweep()
@@ -137,9 +172,19 @@ async def run_stage(stage: Stage, console: Console) -> RunState:
             if run.stop_requested and not is_complete(stage.config, state):
                 raise Interrupted(f"stopped at step {state.step} of {stage.config.steps}")
             if not run.checkpoints.paths():  # it had reached its accuracy before the first step
-                await run.checkpoints.save(state, run.learner)
+                await run.save(state)
             await export_model(run)
     return state
+
+
+def write_report(stage: Stage) -> None:
+    """report.html of a run that ended, by a process of its own: whatever goes wrong there, the run has ended well."""
+    command = [sys.executable, "-m", "grpo.cli", "report", str(stage.folder.path)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=REPORT_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        logger.warning("no report was written: %s. `grpo report %s` tries again.", said, stage.folder.path)
 
 
 async def export_model(run: Run) -> None:
@@ -154,7 +199,10 @@ async def export_model(run: Run) -> None:
 
 
 class _Stopper:
-    """Turns signals into a request to stop: the first lets the step end and saves a checkpoint, the second ends at once."""
+    """Turns signals into a request to stop: the first lets the step end and saves a checkpoint, the second ends at once.
+
+    So does a request in the run folder, which reaches a job on another machine and kills nothing, however long the step.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -169,10 +217,18 @@ class _Stopper:
         self.run.request_stop()
         self._console.print("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
 
+    async def look_for_request(self, folder: RunFolder, *, every_s: float = 0.5) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            if takes_stop_request(folder.path) and not (self.run is not None and self.run.stop_requested):
+                self()
+            await asyncio.sleep(every_s)
+
 
 @contextlib.contextmanager
-def stop_on_signals(console: Console) -> Iterator[_Stopper]:
+def stop_on_request(folder: RunFolder, console: Console) -> Iterator[_Stopper]:
     loop, stopper = asyncio.get_running_loop(), _Stopper(console)
+    looking = loop.create_task(stopper.look_for_request(folder))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopper)
     try:
@@ -180,6 +236,7 @@ def stop_on_signals(console: Console) -> Iterator[_Stopper]:
     except asyncio.CancelledError:
         raise Interrupted("stopped before the step was done") from None
     finally:
+        looking.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

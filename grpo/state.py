@@ -23,6 +23,7 @@ class Evaluation(BaseModel):
         return {
             "eval/sampled_accuracy": self.sampled_accuracy,
             "eval/greedy_accuracy": self.greedy_accuracy,
+            "eval/num_tasks": self.num_tasks,
             "eval/length_mean": self.length_mean,
             "time/evaluate_s": self.seconds,
         }
@@ -31,7 +32,8 @@ class Evaluation(BaseModel):
 class RunState(BaseModel):
     """Everything a resumed run needs that is not in the learner.
 
-    `step` is the number of updates done, and so the policy version. `wandb_id` is None when W&B is not used.
+    `step` is the number of updates done, and so the policy version. `wandb_id` is None when W&B is not used. The
+    hashes are those of the config and of our own source code; None in checkpoints that are older than the fields.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,6 +43,8 @@ class RunState(BaseModel):
     evaluations: tuple[Evaluation, ...] = ()
     elapsed_s: float = 0.0
     wandb_id: str | None = None
+    config_hash: str | None = None
+    code_hash: str | None = None
 
     def advance(self, cursor: Cursor, *, elapsed_s: float) -> RunState:
         """One more update done."""

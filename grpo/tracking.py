@@ -1,32 +1,47 @@
-"""Where the numbers of a run go: metrics.jsonl always, W&B when asked for, rollouts to Parquet. Showing progress is progress.py."""
+"""Where the numbers of a run go: metrics.jsonl always, rollouts to Parquet, and whoever else is told.
+
+The trackers are in trackers/, the live progress among them.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from rollout.types import Group
-from verifiers.types import Message, Score
+from rollout.types import Completion, Group
+from verifiers.types import Message, Score, Verdict
 
 logger = logging.getLogger(__name__)
 
-WandbMode = Literal["online", "offline", "disabled"]
+# Columns of a rollout file that are worth a dictionary: it is the slowest part of writing the others, and makes them no smaller.
+REPEATED = ["task_id", "prompt", "reference", "rewards", "finish_reason", "cause"]
 
 
-class Tracker(Protocol):
-    """Receives metrics by name. `log` may be called more than once for a step, with different names."""
+class Tracker:
+    """Told what happens in a run, on the thread of its loop: no method may wait. Those that do nothing here suit most trackers."""
 
-    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics by name. May be called more than once for a step, with different names."""
+
+    def rollouts_written(self, step: int, path: Path) -> None:
+        """The step's completions are in this Parquet file."""
+
+    def checkpoint_written(self, step: int, path: Path, metadata: dict[str, Any]) -> None:
+        """The run can be resumed from here: all that was logged until this step will not be logged again."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Something that a person should hear of at once."""
+
     def close(self) -> None: ...
 
 
-class Tracking:
-    """Sends everything to each tracker."""
+class Tracking(Tracker):
+    """Tells each tracker everything."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
@@ -35,12 +50,24 @@ class Tracking:
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
+    def rollouts_written(self, step: int, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.rollouts_written(step, path)
+
+    def checkpoint_written(self, step: int, path: Path, metadata: dict[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.checkpoint_written(step, path, metadata)
+
+    def alert(self, title: str, text: str) -> None:
+        for tracker in self._trackers:
+            tracker.alert(title, text)
+
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """metrics.jsonl: one JSON object per call, with its step. A value that is not finite has no JSON, and is left out.
 
     Opening it drops what lies beyond `from_step`, and a half-written last line: a run resumed from step k logs the steps after k
@@ -78,78 +105,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class WandbTracker:
-    """Weights & Biases. Offline when there is no key or no network; a failure is reported once and never stops the run."""
-
-    def __init__(
-        self, *, project: str, entity: str | None, name: str, folder: Path, config: dict[str, Any], run_id: str | None
-    ) -> None:
-        self._run = start_wandb(project=project, entity=entity, name=name, folder=folder, config=config, run_id=run_id)
-
-    @property
-    def run_id(self) -> str | None:
-        return None if self._run is None else str(self._run.id)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._attempt(lambda run: run.log(metrics, step=step))
-
-    def close(self) -> None:
-        self._attempt(lambda run: run.finish())
-
-    def _attempt(self, action: Any) -> None:
-        if self._run is None:
-            return
-        try:
-            action(self._run)
-        except Exception as error:  # whatever its client raises, training goes on without it
-            logger.warning("W&B failed and is left out from here on: %s: %s", type(error).__name__, error)
-            self._run = None
-
-
-def start_wandb(*, project: str, entity: str | None, name: str, folder: Path, config: dict[str, Any], run_id: str | None) -> Any:
-    """A W&B run: online when a key is known and the server answers, else offline, else None. Never raises."""
-    for mode in wandb_modes():
-        try:
-            return import_wandb().init(
-                project=project,
-                entity=entity,
-                name=name,
-                dir=folder,
-                config=config,
-                id=run_id,
-                resume="allow" if run_id else None,
-                mode=mode,
-                settings=import_wandb().Settings(init_timeout=30, console="off"),
-            )
-        except Exception as error:  # its client raises many kinds, and none of them is worth a run
-            logger.warning("W&B does not start in mode %s: %s: %s", mode, type(error).__name__, error)
-    return None
-
-
-def import_wandb() -> Any:
-    """The client, told to keep its messages in its own log: the terminal belongs to the progress display."""
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    return wandb
-
-
-def wandb_modes() -> tuple[WandbMode, ...]:
-    """What to try, in order: what WANDB_MODE says; else online when a key is known; offline last."""
-    asked = os.environ.get("WANDB_MODE", "online")
-    if asked == "disabled":
-        return ("disabled",)
-    return ("online", "offline") if asked == "online" and _has_wandb_key() else ("offline",)
-
-
-def _has_wandb_key() -> bool:
-    try:
-        return bool(os.environ.get("WANDB_API_KEY") or import_wandb().api.api_key)
-    except Exception:  # a netrc it cannot read, a settings file it cannot parse: no key then
-        logger.debug("W&B could not tell whether there is a key", exc_info=True)
-        return False
-
-
 class RolloutStore:
     """rollouts/step-000012.parquet: one row per completion, with every Score and its reason."""
 
@@ -157,17 +112,22 @@ class RolloutStore:
         self._folder = folder
         self._every = every
 
-    def write(self, step: int, groups: Sequence[Group]) -> None:
+    def write(self, step: int, groups: Sequence[Group]) -> Path | None:
+        """The file that was written; None when none is due."""
         if not self._every or step % self._every:
-            return
-        import pyarrow as pa
+            return None
         import pyarrow.parquet as pq
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"step-{step:06d}.parquet"
+        path = rollout_file(self._folder, step)
         beside = path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rollout_rows(step, groups), schema=rollout_schema()), beside, compression="zstd")
+        pq.write_table(rollout_table(step, groups), beside, compression="zstd", use_dictionary=REPEATED)  # type: ignore[arg-type]
         beside.replace(path)
+        return path
+
+
+def rollout_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.parquet"
 
 
 def rollout_schema() -> Any:
@@ -198,6 +158,7 @@ def rollout_schema() -> Any:
             ("behavior_logprobs", pa.list_(pa.float32())),
             ("finish_reason", pa.string()),
             ("policy_version", pa.int64()),
+            ("version_spans", pa.list_(pa.struct([("version", pa.int64()), ("num_tokens", pa.int32())]))),
             ("seed", pa.int64()),
             ("reward", pa.float64()),
             ("is_correct", pa.bool_()),
@@ -207,31 +168,80 @@ def rollout_schema() -> Any:
     )
 
 
+def rollout_table(step: int, groups: Sequence[Group]) -> Any:
+    """The rows of a step under the schema of all of them."""
+    import pyarrow as pa
+
+    rows, schema = _rows_without_tokens(step, groups), rollout_schema()
+    packed = [completion.packed for group in groups for completion in group.completions]
+    columns = []
+    for column in schema:
+        if column.name == "token_ids":
+            columns.append(_packed_lists([each.token_ids for each in packed], "q", column.type))
+        elif column.name == "behavior_logprobs":
+            columns.append(_packed_lists([each.logprobs for each in packed], "d", column.type))
+        elif column.name == "prompt_ids":
+            columns.append(_token_lists([row[column.name] for row in rows], column.type))
+        else:
+            columns.append(pa.array([row[column.name] for row in rows], type=column.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _packed_lists(lists: Sequence[bytes | None], code: str, kind: Any) -> Any:
+    """Lists of numbers that are bytes of struct's `code`, as an array of lists of `kind`. None is a missing list."""
+    import numpy as np
+    import pyarrow as pa
+
+    dtype = np.dtype(code)
+    offsets = np.cumsum([0, *(len(each or b"") // dtype.itemsize for each in lists)], dtype=np.int32)
+    values = np.frombuffer(b"".join(each for each in lists if each), dtype).astype(kind.value_type.to_pandas_dtype())
+    is_missing = np.array([*(each is None for each in lists), False])
+    return pa.ListArray.from_arrays(pa.array(offsets, mask=is_missing), pa.array(values), type=kind)
+
+
+def _token_lists(lists: Sequence[Sequence[int]], kind: Any) -> Any:
+    """As pa.array(lists, type=kind) in a sixth of the time: that asks every number what it is."""
+    return _packed_lists([struct.pack(f"{len(each)}i", *each) for each in lists], "i", kind)
+
+
 def rollout_rows(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One row per completion, in order."""
+    completions = [completion for group in groups for completion in group.completions]
     return [
-        {
+        row | {"token_ids": completion.token_ids, "behavior_logprobs": completion.behavior_logprobs}
+        for row, completion in zip(_rows_without_tokens(step, groups), completions, strict=True)
+    ]
+
+
+def _rows_without_tokens(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    rows = []
+    for group in groups:
+        of_task = {
             "step": step,
             "task_id": _encodable(group.task.id),
             "prompt": _encodable(_prompt_text(group.task.prompt)),
             "reference": json.dumps(group.task.reference, default=str),
             "rewards": group.task.rewards,
-            "index": completion.index,
-            "text": _encodable(completion.text),
-            "prompt_ids": completion.prompt_ids,
-            "token_ids": completion.token_ids,
-            "behavior_logprobs": completion.behavior_logprobs,
-            "finish_reason": completion.finish_reason,
-            "policy_version": completion.policy_version,
-            "seed": completion.seed,
-            "reward": verdict.reward,
-            "is_correct": verdict.is_correct,
-            "cause": None if verdict.cause is None else _encodable(verdict.cause),
-            "scores": [_score_row(score) for score in verdict.scores],
         }
-        for group in groups
-        for completion, verdict in zip(group.completions, group.verdicts, strict=True)
-    ]
+        pairs = zip(group.completions, group.verdicts, strict=True)
+        rows += [of_task | _completion_row(completion, verdict) for completion, verdict in pairs]
+    return rows
+
+
+def _completion_row(completion: Completion, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "index": completion.index,
+        "text": _encodable(completion.text),
+        "prompt_ids": completion.prompt_ids,
+        "finish_reason": completion.finish_reason,
+        "policy_version": completion.policy_version,
+        "version_spans": [{"version": span.version, "num_tokens": span.num_tokens} for span in completion.version_spans],
+        "seed": completion.seed,
+        "reward": verdict.reward,
+        "is_correct": verdict.is_correct,
+        "cause": None if verdict.cause is None else _encodable(verdict.cause),
+        "scores": [_score_row(score) for score in verdict.scores],
+    }
 
 
 def _score_row(score: Score) -> dict[str, Any]:

@@ -36,5 +36,5 @@ async def train(run: Run) -> RunState:
         if run.evaluation_is_due(state):
             state = state.evaluated(await run.evaluate(state.step))
         if run.checkpoint_is_due(state):
-            await run.checkpoints.save(state, run.learner)
+            await run.save(state)
     return state

@@ -1,4 +1,4 @@
-"""What an engine lets in: prompts it can continue, and only while it holds one whole snapshot."""
+"""What an engine lets in: prompts it can continue, while it holds one whole snapshot, and between two loads where asked."""
 
 from __future__ import annotations
 
@@ -39,6 +39,37 @@ class SyncGate:
                 raise
             self._refusal = None
             self._version = snapshot.version
+
+
+class Turns:
+    """Counts the requests under way, and holds new ones back, so that weights can change while none is."""
+
+    def __init__(self) -> None:
+        self._num_running = 0
+        self._is_open = asyncio.Event()
+        self._is_open.set()
+        self._has_ended = asyncio.Event()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """A request, which begins when none are held back."""
+        await self._is_open.wait()
+        self._num_running += 1
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            self._has_ended.set()
+
+    async def hold(self) -> None:
+        """Hold new requests back until the release, and return when those under way have ended."""
+        self._is_open.clear()
+        while self._num_running:
+            self._has_ended.clear()
+            await self._has_ended.wait()
+
+    def release(self) -> None:
+        self._is_open.set()
 
 
 def check_prompt(prompt_ids: Sequence[int], *, max_model_len: int, vocab_size: int) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rollout.errors import NoSignal, TooManyUnscored
+from rollout.judged import Judged
 from rollout.tasks import TaskStream
 from rollout.types import Group
 from rollout.waiting import all_of
@@ -37,6 +39,10 @@ class Source(Protocol):
         """What happened in the last `take`."""
         ...
 
+    def finished(self) -> dict[int, Judged]:
+        """Groups that are finished and were not taken yet, by their position in the task stream."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -51,6 +57,7 @@ class _Tally:
     first_cause: str = ""
     dropped: Counter[str] = field(default_factory=Counter)
     lags: list[int] = field(default_factory=list)
+    spans: list[int] = field(default_factory=list)  # of each completion that was taken
 
 
 class Collector:
@@ -60,6 +67,11 @@ class Collector:
     has only one), or when `keep` refuses it. `take` gives up with NoSignal before it has sampled more than `max_tries` times the
     groups wanted, and with TooManyUnscored as soon as a step's worth of groups has been seen and more than `max_unscored` of their
     completions have no reward.
+
+    In lock step with `over_sample` above 1 that many times the groups missing are begun, those that finish first make up the step,
+    and the others are abandoned: their tasks come first in the next step. What a step is made of then depends on who is quick.
+
+    `kept` are groups that were finished before the run was resumed: they are not sampled again.
 
     A position of the task stream is finished when its group leaves for the loop, or is dropped. The loop reads the stream's cursor
     after it has learnt, so a checkpoint counts as unfinished all that is under way, and all that is done but was not taken yet.
@@ -71,16 +83,20 @@ class Collector:
         tasks: TaskStream,
         *,
         max_lag: int = 0,
+        over_sample: float = 1.0,
         publish_every: int = 1,
         max_tries: int = 8,
         max_unscored: float = 0.1,
+        kept: Mapping[int, Judged] | None = None,
     ) -> None:
         self._rollout = rollout
         self._tasks = tasks
         self._max_lag = max_lag
+        self._over_sample = over_sample
         self._max_age = max_lag + publish_every - 1
         self._max_tries = max_tries
         self._max_unscored = max_unscored
+        self._kept = dict(kept or {})
         self._in_flight: dict[int, asyncio.Task[Group]] = {}
         self._landed = asyncio.Event()
         self._metrics: dict[str, float] = {}
@@ -103,13 +119,16 @@ class Collector:
                 raise NoSignal(_no_signal(version, tally, len(taken), num_groups))
             # In lock step exactly what is missing is sampled, and groups are judged in task order: which groups make up the step
             # then depends on nothing but the seed. Running ahead, k more steps are kept in flight.
-            self._launch(missing + self._max_lag * num_groups)
+            self._launch(math.ceil(missing * self._over_sample) + self._max_lag * num_groups)
             for position, group in await self._finished(missing):
                 self._tasks.finish(position)
                 if self._worth_taking(group, tally, keep, version):
                     taken.append(group)
             if tally.sampled >= num_groups:
                 self._check_scored(tally, version)
+        if self._max_lag == 0:
+            tally.dropped["abandoned"] = len(self._in_flight)
+            await self._abandon()
         self._launch(self._max_lag * num_groups)
         self._metrics = _metrics(tally, time.perf_counter() - started, len(self._in_flight))
         return taken
@@ -117,13 +136,14 @@ class Collector:
     def _launch(self, wanted: int) -> None:
         while len(self._in_flight) < wanted:
             position, task = self._tasks.next()
-            running = asyncio.create_task(self._rollout(task))
+            kept = self._kept.pop(position, None)
+            running = asyncio.create_task(self._rollout(task) if kept is None else _at_once(kept.of(task)))
             running.add_done_callback(lambda _: self._landed.set())
             self._in_flight[position] = running
 
     async def _finished(self, most: int) -> list[tuple[int, Group]]:
-        """In lock step all that is in flight, in task order. Running ahead, up to `most` of what is done, launched first first."""
-        if self._max_lag == 0:
+        """In lock step all that is in flight, in task order. Otherwise up to `most` of what is done, launched first first."""
+        if self._max_lag == 0 and self._over_sample == 1:
             await all_of(self._in_flight.values())
         while not any(running.done() for running in self._in_flight.values()):
             self._landed.clear()
@@ -152,6 +172,7 @@ class Collector:
             tally.dropped["refused"] += 1
             return False
         tally.lags.append(lag)
+        tally.spans += [len(completion.version_spans) for completion in group.completions if completion.version_spans]
         return True
 
     def _check_scored(self, tally: _Tally, version: int) -> None:
@@ -164,13 +185,27 @@ class Collector:
     def metrics(self) -> dict[str, float]:
         return self._metrics
 
+    def finished(self) -> dict[int, Judged]:
+        return self._kept | {
+            position: Judged(running.result().completions, running.result().verdicts)
+            for position, running in self._in_flight.items()
+            if running.done() and not running.cancelled() and running.exception() is None
+        }
+
     async def close(self) -> None:
         """Abandon what is in flight; its tasks stay unfinished and are sampled again after a resume."""
-        abandoned = list(self._in_flight.values())
-        self._in_flight.clear()
-        for running in abandoned:
+        await self._abandon()
+
+    async def _abandon(self) -> None:
+        abandoned, self._in_flight = self._in_flight, {}
+        for position, running in abandoned.items():
+            self._tasks.put_back(position)
             running.cancel()
-        await asyncio.gather(*abandoned, return_exceptions=True)
+        await asyncio.gather(*abandoned.values(), return_exceptions=True)
+
+
+async def _at_once(group: Group) -> Group:
+    return group
 
 
 def _metrics(tally: _Tally, seconds: float, in_flight: int) -> dict[str, float]:
@@ -180,8 +215,12 @@ def _metrics(tally: _Tally, seconds: float, in_flight: int) -> dict[str, float]:
         "collector/stale_groups": tally.dropped["stale"],
         "collector/unscored_groups": tally.dropped["unscored"],
         "collector/refused_groups": tally.dropped["refused"],
+        "collector/abandoned_groups": tally.dropped["abandoned"],
         "collector/in_flight_groups": in_flight,
         "collector/lag_mean": sum(tally.lags) / max(1, len(tally.lags)),
+        "collector/lag_max": max(tally.lags, default=0),
+        "collector/crossed_fraction": sum(spans > 1 for spans in tally.spans) / max(1, len(tally.spans)),
+        "collector/spans_mean": sum(tally.spans) / max(1, len(tally.spans)),
         "verify/unscored_fraction": tally.unscored / max(1, tally.completions),
     }
 

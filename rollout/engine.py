@@ -27,6 +27,17 @@ class EngineConfig(BaseModel):
     max_num_seqs: int = Field(default=256, ge=1, description="Sequences decoded at the same time by one worker.")
     gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0, description="Share of GPU memory the vLLM engine takes.")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share one engine (vLLM only).")
+    heartbeat_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds a worker may take to answer between two steps before it counts as hung and is replaced; a load "
+        "may take 5 times as long, a start 15 times. Too short for a compile or a long prompt kills workers that are only busy.",
+    )
+    transport: Literal["auto", "shm", "gloo", "nccl", "adapter"] = Field(
+        default="auto",
+        description="How weights reach the engines: shm, a file in shared memory; gloo, a broadcast over TCP; nccl, between GPUs; "
+        "adapter, a file with LoRA adapters alone, not merged (vLLM only). auto: shm on one machine, gloo on several.",
+    )
     kv_cache_mb: int = Field(default=256, ge=16, description="Key-value cache on a CPU, in MiB (vLLM only).")
 
 
@@ -46,6 +57,15 @@ class Engine(Protocol):
         Raises SyncFailed when the file's fingerprint differs or a weight is missing, unknown or of another shape; the engine then
         refuses to sample until a load succeeds.
         """
+        ...
+
+    async def ping(self) -> None:
+        """Returns between two steps: at once when the engine is idle, never when it hangs. Raises WorkerLost when it has died."""
+        ...
+
+    async def restart(self) -> bool:
+        """Start an engine that died again, without weights, and return true; false where its process died with it, or might as well
+        have: what is left in a process after a failure of its own cannot be trusted."""
         ...
 
     async def close(self) -> None:

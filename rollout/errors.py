@@ -23,8 +23,16 @@ class WorkerLost(SystemFault):
     """A rollout worker died, or its engine did. The fleet replaces it, pushes the weights and runs the group again."""
 
 
+class TooManyLosses(SystemFault):
+    """Rollout workers keep dying, or none is left: starting them again does not help."""
+
+
 class SyncFailed(SystemFault):
     """A weight update did not reach an engine whole. The worker that raised it must not sample before a full update succeeds."""
+
+
+class SnapshotGone(SyncFailed):
+    """The learner has moved on, and cannot send the weights of this version any more; those of the next will come."""
 
 
 class NoSignal(SystemFault):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator
 
 from rollout.errors import TaskError
 from rollout.rows import Row
@@ -12,6 +14,33 @@ from verifiers.options import did_you_mean
 from verifiers.types import Message
 
 Prompt = str | tuple[Message, ...]
+
+
+def _without_escapes(text: str) -> str:
+    """`"\\boxed"` in a TOML file's double quotes is a backspace and `oxed`."""
+    for character, letter in (("\b", "b"), ("\f", "f")):
+        if character in text:
+            raise ValueError(
+                f"it holds the control character that \\{letter} stands for between double quotes. Use single quotes, "
+                f"or \\\\{letter} for a backslash."
+            )
+    return text
+
+
+def _template(text: str) -> str:
+    braces = "Write {{ and }} for braces that stand for themselves."
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a template: {error}. {braces}") from None
+    for name in names:
+        if not name or name[0].isdigit():
+            raise ValueError(f"{text!r} has the braces {{{name}}}, which name no field of a row. {braces}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_escapes)]
+Template = Annotated[Text, AfterValidator(_template)]
 
 
 class Recorded(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from rollout.hf_batch import Batch, Part, grouped_attention, sample
-from rollout.types import FinishReason, Generation
+from rollout.types import FinishReason, Generation, VersionSpan
 
 REBUILD_EVERY = 8
 KEEP_SHARE = 0.85
@@ -43,7 +43,7 @@ class Row:
     index: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    policy_version: int = 0
+    starts: list[VersionSpan] = field(default_factory=list)  # a version, and how many tokens there were when it took over
     finish_reason: FinishReason | None = None
     is_aborted: bool = False
 
@@ -167,8 +167,7 @@ class Decoder:
         kept = [i for i, row in enumerate(self._batch.rows) if row.is_live] if self._batch else []
         joining = self._next_rows(self._max_num_seqs - len(kept))
         for row in joining:
-            version = self.policy_version
-            row.policy_version = min(row.policy_version, version) if row.token_ids else version
+            row.starts.append(VersionSpan(self.policy_version, len(row.token_ids)))
         parts = [self._batch.part(kept)] if self._batch and kept else []
         parts += self._prefill(joining)
         self._batch = Batch(parts) if parts else None
@@ -224,4 +223,6 @@ class Decoder:
 
 def _generation(row: Row) -> Generation:
     assert row.finish_reason is not None
-    return Generation(tuple(row.token_ids), tuple(row.logprobs), row.finish_reason, row.policy_version)
+    ends = [*(start.num_tokens for start in row.starts[1:]), len(row.token_ids)]
+    spans = [VersionSpan(version, end - first) for (version, first), end in zip(row.starts, ends, strict=True) if end > first]
+    return Generation(tuple(row.token_ids), tuple(row.logprobs), row.finish_reason, tuple(spans))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from rollout.admission import SyncGate, check_prompt
@@ -29,17 +30,19 @@ if TYPE_CHECKING:
 class HfEngine:
     """An Engine (see engine.py) over transformers. At temperature 0 the log-probabilities are those of temperature 1.
 
-    A load does not wait for requests in flight: they go on with the new weights, and their `policy_version` is the oldest version
-    that sampled one of their tokens. A load that fails ends them with SyncFailed.
+    A load does not wait for requests in flight: they go on with the new weights, and their `version_spans` say where they
+    crossed. A load that fails ends them with SyncFailed.
     """
 
     def __init__(self, model_path: str, config: EngineConfig, *, stop_token_ids: Sequence[int], device: str) -> None:
         from rollout.engine_thread import EngineThread
+        from rollout.reading import SnapshotReader
 
         self._gate = SyncGate()
         self._thread = EngineThread(lambda: _make_decoder(model_path, config, stop_token_ids, device), name="hf-engine")
         model = self._thread.engine.model
         self._weights: ModelWeights = model_weights(model)
+        self._reader = SnapshotReader(device=device)
         self._vocab_size: int = model.config.get_text_config().vocab_size
         self._max_model_len = self._thread.engine.max_model_len
 
@@ -63,34 +66,45 @@ class HfEngine:
         async with self._gate.loading(snapshot):
             await self._thread.call(lambda decoder: self._load(decoder, snapshot))
 
+    async def ping(self) -> None:
+        """See Engine."""
+        await self._thread.call(lambda decoder: None)
+
+    async def restart(self) -> bool:
+        """See Engine."""
+        return False
+
     async def close(self) -> None:
         """See Engine."""
         await asyncio.to_thread(self._thread.stop)
+        self._reader.close()
 
     def _load(self, decoder: Decoder, snapshot: Snapshot) -> None:
         try:
             verify(snapshot)
             check_fit(snapshot, self._weights)
-            _copy_weights(decoder.model, snapshot, self._weights)
+            self._copy_weights(decoder.model, snapshot)
         except SyncFailed as error:
+            self._reader.close()
             for request_id in decoder.abort_all():
                 self._thread.settle(request_id, error)
             raise
         decoder.start_over(snapshot.version)
 
+    def _copy_weights(self, model: PreTrainedModel, snapshot: Snapshot) -> None:
+        import torch
+        from safetensors import SafetensorError
 
-def _copy_weights(model: PreTrainedModel, snapshot: Snapshot, weights: ModelWeights) -> None:
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    targets = dict(model.named_parameters()) | {name: model.get_buffer(name) for name in weights.optional}
-    try:
-        with torch.no_grad(), safe_open(snapshot.path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name not in weights.aliases:
-                    targets[name].copy_(file.get_tensor(name))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise SyncFailed(f"version {snapshot.version} was copied into the model in part only: {error}. Load it again.") from error
+        targets = dict(model.named_parameters()) | {name: model.get_buffer(name) for name in self._weights.optional}
+        try:
+            with torch.no_grad(), closing(self._reader.read(snapshot)) as weights:
+                for name, tensor in (each for some in weights for each in some):
+                    if name not in self._weights.aliases:
+                        targets[name].copy_(tensor)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise SyncFailed(
+                f"version {snapshot.version} was copied into the model in part only: {error}. Load it again."
+            ) from error
 
 
 def _make_decoder(model_path: str, config: EngineConfig, stop_token_ids: Sequence[int], device: str) -> Decoder:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from rollout.collector import Keep, Rollout
 from rollout.errors import NoSignal
 from rollout.fields import Recorded
+from rollout.judged import Judged
 from rollout.prompting import Prompting
 from rollout.tasks import TaskStream
-from rollout.types import Completion, Group
+from rollout.types import Group
 from verifiers.types import Task, Verdict
 
 
@@ -45,6 +46,10 @@ class RecordedGroups:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def finished(self) -> dict[int, Judged]:
+        """Nothing is under way between two calls of `take`."""
+        return {}
+
     async def close(self) -> None:
         pass
 
@@ -61,11 +66,7 @@ def beside_demonstration(rollout: Rollout, recorded: Mapping[str, Sequence[Recor
     async def rollout_beside(task: Task) -> Group:
         group = await rollout(task)
         shown = recorded_group(task, recorded[task.id], prompting)
-        # As old as the samples: how stale a group is goes by its oldest completion.
-        aged: list[Completion] = [
-            dataclasses.replace(each, index=len(group.completions) + i, policy_version=group.policy_version)
-            for i, each in enumerate(shown.completions)
-        ]
-        return Group(task, (*group.completions, *aged), (*group.verdicts, *shown.verdicts))
+        behind = [dataclasses.replace(each, index=len(group.completions) + i) for i, each in enumerate(shown.completions)]
+        return Group(task, (*group.completions, *behind), (*group.verdicts, *shown.verdicts))
 
     return rollout_beside

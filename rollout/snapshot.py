@@ -6,14 +6,18 @@ that another living process may still need; when the learner may discard a snaps
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import xxhash
@@ -23,11 +27,21 @@ from rollout.types import Snapshot
 from sandbox.errors import SystemFault
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+# What peft and vLLM call the file of an adapter's weights, which lies in a folder beside the adapter's config.
+ADAPTER_FILE = "adapter_model.safetensors"
+# What will be written: names, with the dtype and the shape of each.
+Layout = Mapping[str, "tuple[torch.dtype, tuple[int, ...]]"]
+_DTYPES = {
+    **{f"torch.float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"torch.int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{"torch.bfloat16": "BF16", "torch.uint8": "U8", "torch.bool": "BOOL"},
+}
 _OWNED_FOLDER = re.compile(r"grpo-snapshots-(?P<run>.+)-(?P<pid>\d+)-(?P<start>\d+)-(?P<space>\d+)")
 # psutil derives a start time from the clock at boot, which may be corrected later: ids are not used again within this time.
 _START_TOLERANCE_S = 60
@@ -46,34 +60,74 @@ def snapshot_folder(run_id: str) -> Path:
 
 
 def write_snapshot(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], *, version: int, folder: Path | str) -> Snapshot:
-    """Write weights as one safetensors file in `folder`. The file appears under its name only when it is whole.
+    """Write weights that are at hand as one safetensors file in `folder`, as `stream_snapshot` does.
 
     Names are the model's own (Hugging Face) names. A tensor given under two names, as tied weights are, is written once, under the
-    first. Raises SystemFault when the file cannot be written; nothing is left of it then.
+    first.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    # Wider numbers first, as safetensors writes them itself: each begins at a multiple of its size.
+    weights = dict(sorted(_once(tensors).items(), key=lambda item: -item[1].element_size()))
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
+    return stream_snapshot(weights.items(), layout, version=version, folder=folder)
 
+
+def stream_snapshot(weights: Iterable[tuple[str, Tensor]], layout: Layout, *, version: int, folder: Path | str) -> Snapshot:
+    """Write weights as they come, of which only one is held at a time, as one safetensors file in `folder`.
+
+    `layout` says what will come, in its order. The file appears under its name only when it is whole. Raises SystemFault when it
+    cannot be written; nothing is left of it then.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".partial-{version}-{os.getpid()}"
+    digest = xxhash.xxh3_128()
     try:
-        save_file(_on_cpu_once(tensors), partial)
-        fingerprint = file_fingerprint(partial)
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            for piece in _safetensors(weights, layout):
+                digest.update(piece)
+                file.write(piece)
+        fingerprint = digest.hexdigest()
         # The fingerprint in the name: a run that goes back to an older step never writes over a file that is being read.
         path = folder / f"v{version:08d}-{fingerprint[:12]}.safetensors"
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
         raise SystemFault(
             f"the snapshot of version {version} could not be written to {folder}: {error}. {_mb_free(folder)} MiB are free there. "
             "Make room, or give a folder with room for the weights twice: the old ones stay until the new ones are loaded."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is not there, or nothing can be there
+            partial.unlink()
     return Snapshot(version=version, path=str(path), fingerprint=fingerprint)
 
 
+def _safetensors(weights: Iterable[tuple[str, Tensor]], layout: Layout) -> Iterator[bytes | memoryview]:
+    """A file of this format piece by piece: the length of a header, the header in JSON, then the bytes of each tensor."""
+    import torch
+
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        entries[name] = {"dtype": _DTYPES[str(dtype)], "shape": shape, "data_offsets": (start, end)}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little")
+    yield header
+    expected = iter(layout.items())
+    for name, tensor in weights:
+        assert (name, (tensor.dtype, tuple(tensor.shape))) == next(expected, None), f"{name} is not what was to come"
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    assert next(expected, None) is None, "fewer weights came than the layout says"
+
+
 def verify(snapshot: Snapshot) -> None:
-    """Raise SyncFailed unless the file is there and its bytes have the snapshot's fingerprint."""
+    """Raise SyncFailed unless the file is there and its bytes have the snapshot's fingerprint.
+
+    A snapshot that is sent has no file; its buckets are checked as they arrive.
+    """
+    if snapshot.is_sent:
+        return
     try:
         found = file_fingerprint(snapshot.path)
     except OSError as error:
@@ -85,9 +139,33 @@ def verify(snapshot: Snapshot) -> None:
         )
 
 
+def as_adapter(snapshot: Snapshot, write_config: Callable[[str], None]) -> Snapshot:
+    """Make of a snapshot that holds the weights of an adapter the folder that peft and vLLM load.
+
+    `write_config(folder)` writes the adapter's config. Raises SystemFault when it cannot be written; nothing is left of it then.
+    """
+    file = Path(snapshot.path)
+    folder = file.with_suffix("")
+    try:
+        folder.mkdir(exist_ok=True)
+        write_config(str(folder))
+        file.replace(folder / ADAPTER_FILE)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise SystemFault(f"the adapter of version {snapshot.version} could not be written to {folder}: {error}.") from error
+    return replace(snapshot, path=str(folder / ADAPTER_FILE))
+
+
 def discard(snapshot: Snapshot) -> None:
-    """Remove the file. Who has it open keeps it; a snapshot already gone is no error."""
-    Path(snapshot.path).unlink(missing_ok=True)
+    """Remove the file, if it is one, or the adapter's folder. Who has it open keeps it; a snapshot already gone is no error."""
+    if not snapshot.path:
+        return
+    path = Path(snapshot.path)
+    if path.name == ADAPTER_FILE:
+        shutil.rmtree(path.parent, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sweep_snapshots() -> list[Path]:
@@ -118,7 +196,7 @@ def file_fingerprint(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def _on_cpu_once(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def _once(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
     written: dict[str, Tensor] = {}
     seen: set[tuple] = set()
@@ -128,7 +206,7 @@ def _on_cpu_once(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -
             continue
         seen.add(place)
         assert name not in written, f"the weight {name} was given twice with different values"
-        written[name] = tensor.detach().cpu().contiguous()
+        written[name] = tensor
     return written
 
 

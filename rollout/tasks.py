@@ -11,45 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Formatter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollout import fields
 from rollout.errors import TaskError
-from rollout.fields import Recorded
+from rollout.fields import Recorded, Template, Text
 from rollout.rows import OF_REASONING_GYM, Row, read_rows
 from verifiers.types import Task
 
 RecordedForm = Literal["pairs", "labels", "demonstrations"]
-
-
-def _without_escapes(text: str) -> str:
-    """`"\\boxed"` in a TOML file's double quotes is a backspace and `oxed`."""
-    for character, letter in (("\b", "b"), ("\f", "f")):
-        if character in text:
-            raise ValueError(
-                f"it holds the control character that \\{letter} stands for between double quotes. Use single quotes, "
-                f"or \\\\{letter} for a backslash."
-            )
-    return text
-
-
-def _template(text: str) -> str:
-    braces = "Write {{ and }} for braces that stand for themselves."
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a template: {error}. {braces}") from None
-    for name in names:
-        if not name or name[0].isdigit():
-            raise ValueError(f"{text!r} has the braces {{{name}}}, which name no field of a row. {braces}")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_without_escapes)]
-Template = Annotated[Text, AfterValidator(_template)]
 
 
 class TasksConfig(BaseModel):
@@ -94,6 +66,7 @@ class TasksConfig(BaseModel):
     system: Text | None = Field(
         default=None, description="System message put before the prompt, unless it begins with its own; needs a chat template."
     )
+    too_long: Literal["skip", "refuse"] = Field(default="skip", description="Prompts too long for the model: left out, or refused.")
     chat: bool | None = Field(default=None, description="Apply the tokenizer's chat template. None: when it has one.")
     held_out: int = Field(default=256, ge=1, description="Tasks kept out of training, to evaluate on.")
     held_out_source: str | None = Field(
@@ -157,9 +130,7 @@ def load_tasks(config: TasksConfig, *, base: Path = Path()) -> TaskSet:
     rows = _distinct(_tasks(config, config.source, base))
     others = rows
     if config.held_out_source is not None:
-        others = _distinct(_tasks(config.prompts_only(), config.held_out_source, base))
-        if not others.kept:
-            raise TaskError(f"{config.held_out_source}: holds no task. Give tasks.held_out_source rows to evaluate on.")
+        others = _prompts(config, config.held_out_source, base)
     first_of_prompt = {row.task.prompt: row for row in reversed(others.kept)}
     held_out = sorted(first_of_prompt.values(), key=lambda row: _prompt_hash(row.task))[: config.held_out]
     kept_out = {row.task.prompt for row in held_out}
@@ -171,6 +142,18 @@ def load_tasks(config: TasksConfig, *, base: Path = Path()) -> TaskSet:
         )
     recorded = {row.task.id: row.recorded for row in train if row.recorded}
     return TaskSet(tuple(row.task for row in train), tuple(row.task for row in held_out), recorded, rows.num_duplicates)
+
+
+def load_prompts(config: TasksConfig, *, base: Path = Path()) -> tuple[Task, ...]:
+    """Every distinct task of the source in order, to evaluate on, whatever the rows record. Raises TaskError."""
+    return tuple(row.task for row in _prompts(config, config.source, base).kept)
+
+
+def _prompts(config: TasksConfig, source: str, base: Path) -> _Distinct:
+    rows = _distinct(_tasks(config.prompts_only(), source, base))
+    if not rows.kept:
+        raise TaskError(f"{source}: holds no task. Give rows to evaluate on.")
+    return rows
 
 
 class _TaskRow(NamedTuple):
@@ -256,8 +239,8 @@ class Cursor(NamedTuple):
 class TaskStream:
     """Training tasks without end, each epoch in an order of its own that depends only on the seed and the epoch.
 
-    `next` hands out a position and its task; `finish` says that the position needs no second visit. `rewind(cursor)` goes back to a
-    checkpoint: what was unfinished then comes first.
+    `next` hands out a position and its task; `finish` says that the position needs no second visit, `put_back` that it comes before
+    new ones. `rewind(cursor)` goes back to a checkpoint: what was unfinished then comes first.
     """
 
     def __init__(self, tasks: Sequence[Task], *, seed: int) -> None:
@@ -286,6 +269,9 @@ class TaskStream:
 
     def finish(self, position: int) -> None:
         self._unfinished.discard(position)
+
+    def put_back(self, position: int) -> None:
+        self._waiting.append(position)
 
     def _task_at(self, position: int) -> Task:
         epoch, index = divmod(position, len(self._tasks))

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from rollout.packed import Packed, PackedRow
 from verifiers.types import Task, Verdict
 
 FinishReason = Literal["stop", "length"]
+
+
+class VersionSpan(NamedTuple):
+    """So many tokens, one after the other, were sampled by the weights of one version."""
+
+    version: int
+    num_tokens: int
 
 
 class Generation(NamedTuple):
     """What an engine returns for one sampled continuation.
 
     `logprobs[t]` is the log-probability of `token_ids[t]` under the distribution that was sampled from (after temperature). When
-    `finish_reason` is "stop" the last token is the stop token; when it is "length" the token budget ended first.
+    `finish_reason` is "stop" the last token is the stop token; when it is "length" the token budget ended first. `version_spans`
+    say which weights sampled which tokens, in order.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    policy_version: int
+    version_spans: tuple[VersionSpan, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(PackedRow):
     """One continuation of a prompt, sampled or recorded.
 
     `prompt_ids` are the tokens the policy was conditioned on, `token_ids` what followed, the stop token included. Both come from
     where the text was made or sampled and are never tokenized again. `behavior_logprobs`, as long as `token_ids`, is None when the
-    completion was recorded instead of sampled; `policy_version` and `seed` are then 0.
+    completion was recorded instead of sampled; `version_spans` is then empty, and `seed` 0. One that has come from another process
+    keeps both packed until they are read.
     """
 
     index: int
@@ -38,8 +48,32 @@ class Completion:
     text: str
     finish_reason: FinishReason
     behavior_logprobs: tuple[float, ...] | None = None
-    policy_version: int = 0
+    version_spans: tuple[VersionSpan, ...] = ()
     seed: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As bytes, and with no state by name. The prompt stays as it is, since those of a group share it.
+        spans = tuple(map(tuple, self.version_spans))
+        return _unpickled, (self.index, self.prompt_ids, *self.packed, self.text, self.finish_reason, spans, self.seed)
+
+    @property
+    def policy_version(self) -> int:
+        """The oldest version that sampled a token of it; 0 when it was recorded."""
+        return min((span.version for span in self.version_spans), default=0)
+
+
+def _unpickled(
+    index: int,
+    prompt_ids: tuple[int, ...],
+    token_ids: bytes,
+    logprobs: bytes | None,
+    text: str,
+    finish_reason: FinishReason,
+    spans: tuple[tuple[int, int], ...],
+    seed: int,
+) -> Completion:
+    row = Completion(index, prompt_ids, (), text, finish_reason, None, tuple(VersionSpan(*span) for span in spans), seed)
+    return row.holding(Packed(token_ids, logprobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +103,55 @@ class Group:
 
     @property
     def policy_version(self) -> int:
-        """The oldest version that sampled a completion of this group."""
-        return min(completion.policy_version for completion in self.completions)
+        """The oldest version that sampled a token of this group; 0 when all of it was recorded."""
+        return min((each.policy_version for each in self.completions if each.version_spans), default=0)
+
+
+class WeightSpec(NamedTuple):
+    """One weight without its values: its Hugging Face name, its dtype as torch names it ("bfloat16"), its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Layout = tuple[WeightSpec, ...]
+"""Weights in the order in which they are written or sent: the layers one after another, each whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastSeat:
+    """Where an engine takes part in a broadcast: among `world_size` processes, the learner first, that meet at host and port.
+
+    The processes of one engine have the ranks from `first_rank` on. `generation` names the group: one that broke is never used
+    again. `backend` is what carries the bytes: gloo or nccl. `bucket_bytes` is how many come at a time, unless one layer has more.
+    """
+
+    backend: str
+    host: str
+    port: int
+    generation: str
+    world_size: int
+    bucket_bytes: int
+    first_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Published weights: a safetensors file in Hugging Face names, already in the dtype and merged form the engine loads.
+    """Published weights in Hugging Face names, already in the dtype and merged form the engine loads.
 
-    `fingerprint` is the xxh3-128 of the file's bytes: an engine checks it before it loads a single tensor.
+    Either `path` is a safetensors file, and `fingerprint` the xxh3-128 of its bytes: an engine checks it before it loads a single
+    tensor. Or the learner will send them: then `layout` says what comes in which order, every piece brings its own digest, and each
+    engine is told its `seat`.
     """
 
     version: int
-    path: str
-    fingerprint: str
+    path: str = ""
+    fingerprint: str = ""
+    layout: Layout = ()
+    seat: BroadcastSeat | None = None
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the learner sends it, instead of leaving it in a file."""
+        return bool(self.layout)

@@ -7,20 +7,26 @@ Importing this module is light; vLLM is imported by the constructor. It reads it
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
+import shutil
 import uuid
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rollout.admission import SyncGate, check_prompt
 from rollout.engine import EngineConfig
-from rollout.errors import ModelError, SyncFailed, WorkerLost
+from rollout.errors import SyncFailed, WorkerLost
 from rollout.sampling import Sampling
 from rollout.snapshot import verify
-from rollout.types import Generation, Snapshot
-from rollout.weights import check_fit, weights_of_folder
+from rollout.types import Generation, Snapshot, VersionSpan
+from rollout.vllm_start import make_llm, socket_folder
+from rollout.weights import check_adapter, check_fit, weights_of_folder
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
+    from vllm.lora.request import LoRARequest
 
 T = TypeVar("T")
 
@@ -30,12 +36,12 @@ HEALTH_EVERY_S = 1.0
 def engine_environment(kind: str, device: str, *, num_threads: int = 1) -> dict[str, str]:
     """The environment variables that a process with an engine must have before it imports torch or vLLM.
 
-    `num_threads` is for a CPU. More than one rarely pays there for small models, and unbound threads of several processes on the
-    same cores slow each other down tenfold.
+    `num_threads` is for a CPU. Unbound threads of several processes that work on the same cores at the same time slow each other
+    down tenfold; they wait without spinning, so that those of a process that waits for another cost nothing.
     """
     environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(num_threads)
+        environment |= {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if kind == "vllm":
         environment |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if kind == "vllm" and device == "cpu":
@@ -51,7 +57,8 @@ class VllmEngine:
     """An Engine (see engine.py) over vLLM. At temperature 0 the log-probabilities are those of temperature 1.
 
     A load does not wait for requests in flight: they are paused, compute their context anew and go on with the new weights; their
-    `policy_version` is the oldest version that sampled one of their tokens. A load that fails ends them with SyncFailed.
+    `version_spans` say where they crossed. A load that fails ends them with SyncFailed. A load of an adapter waits: a request keeps
+    the one that it began with.
     """
 
     def __init__(
@@ -62,12 +69,20 @@ class VllmEngine:
         stop_token_ids: Sequence[int],
         device: str,
         in_process: bool | None = None,
+        adapter_rank: int = 0,
     ) -> None:
-        """`in_process` None: on a CPU yes, on a GPU no."""
+        """`in_process` None: on a CPU yes, on a GPU no. With an `adapter_rank` snapshots are LoRA adapters up to that rank."""
         self._gate = SyncGate()
         self._stop_token_ids = list(stop_token_ids)
         self._weights = weights_of_folder(model_path)
-        self._llm: Any = _make_llm(model_path, config, device, in_process=device == "cpu" if in_process is None else in_process)
+        self._is_in_process = device == "cpu" if in_process is None else in_process
+        self._make_llm = functools.partial(
+            make_llm, model_path, config, device, in_process=self._is_in_process, adapter_rank=adapter_rank
+        )
+        self._adapter_rank = adapter_rank
+        self._adapter: LoRARequest | None = None
+        self._num_adapters = 0
+        self._llm: Any = self._make_llm()
         self._max_model_len: int = self._llm.model_config.max_model_len
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
         self._running: set[asyncio.Task[RequestOutput]] = set()
@@ -105,12 +120,34 @@ class VllmEngine:
         async with self._gate.loading(snapshot):
             try:
                 await asyncio.to_thread(self._check, snapshot)
-                await self._while_alive(self._update(snapshot))
+                await self._while_alive(self._put_on(snapshot) if self._adapter_rank else self._update(snapshot))
             except SyncFailed as error:
                 for running in self._running:
                     self._ended_by_load[running] = error
                     running.cancel()
+                if snapshot.is_sent:  # the learner and the other engines would wait for this one
+                    await self._while_alive(self._llm.collective_rpc("leave_broadcast"))
                 raise
+
+    async def ping(self) -> None:
+        """See Engine."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._raise_if_lost()
+        try:
+            await self._while_alive(self._llm.is_sleeping())  # the cheapest question that the engine itself answers
+        except EngineDeadError as error:
+            raise WorkerLost(f"vLLM's engine process died: {error}. Replace the worker.") from error
+
+    async def restart(self) -> bool:
+        """See Engine."""
+        if self._is_in_process or self._is_closed:
+            return False
+        await asyncio.to_thread(self._llm.shutdown)
+        self._gate = SyncGate()
+        self._is_half_updated = False
+        self._llm = await asyncio.to_thread(self._make_llm)
+        return True
 
     async def close(self) -> None:
         """See Engine."""
@@ -118,10 +155,15 @@ class VllmEngine:
             self._is_closed = True
             await asyncio.to_thread(self._llm.shutdown)
             self._llm = None
+            if not self._is_in_process:
+                shutil.rmtree(socket_folder(), ignore_errors=True)
 
     def _check(self, snapshot: Snapshot) -> None:
         verify(snapshot)
-        check_fit(snapshot, self._weights)
+        if self._adapter_rank:
+            check_adapter(snapshot, self._weights, rank=self._adapter_rank)
+        else:
+            check_fit(snapshot, self._weights)
 
     async def _finished(self, prompt_ids: Sequence[int], sampling: Sampling, n: int, seed: int, version: int) -> RequestOutput:
         from vllm import SamplingParams, TokensPrompt
@@ -143,7 +185,7 @@ class VllmEngine:
         # The salt keeps what other weights computed out of reach, even if a reset of the prefix cache were missed.
         prompt = TokensPrompt(prompt_token_ids=list(prompt_ids), cache_salt=str(version))
         try:
-            async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
+            async for output in self._llm.generate(prompt, params, uuid.uuid4().hex, lora_request=self._adapter):
                 if output.finished:
                     return output
         except EngineDeadError as error:
@@ -162,7 +204,7 @@ class VllmEngine:
                 await llm.collective_rpc("abandon_weight_update")
             self._is_half_updated = True
             await llm.start_weight_update()
-            await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": snapshot.path}))
+            await llm.update_weights(WeightTransferUpdateRequest(update_info=dataclasses.asdict(snapshot)))
             await llm.finish_weight_update(weight_version=str(snapshot.version))
             await llm.resume_generation()
             self._is_half_updated = False
@@ -171,12 +213,33 @@ class VllmEngine:
         except Exception as error:  # a failure in a vLLM worker arrives here as a bare Exception
             raise SyncFailed(f"vLLM did not take version {snapshot.version}: {error!r}. Load it again.") from error
 
+    async def _put_on(self, snapshot: Snapshot) -> None:
+        """Sample with this adapter from now on. Its name is a new one each time: vLLM's caches keep what belongs to a name."""
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        while self._running:
+            await asyncio.wait(self._running)
+        self._num_adapters += 1
+        name = f"version-{snapshot.version}-{self._num_adapters}"
+        adapter = LoRARequest(name, self._num_adapters, str(Path(snapshot.path).parent))
+        try:
+            await self._llm.add_lora(adapter)
+            await self._llm.update_weight_version(str(snapshot.version))
+        except EngineDeadError as error:
+            raise WorkerLost(f"vLLM's engine died in the load of an adapter: {error}. Replace the worker.") from error
+        except Exception as error:  # a failure in a vLLM worker arrives here as a bare Exception
+            raise SyncFailed(f"vLLM did not take the adapter of version {snapshot.version}: {error!r}. Load it again.") from error
+        self._adapter = adapter
+
     async def _while_alive(self, update: Awaitable[T]) -> T:
         """Wait for a call to vLLM, but not for one that died: it answers nothing, and the call would never end."""
-        task = asyncio.ensure_future(update)
+        llm, task = self._llm, asyncio.ensure_future(update)
         try:
             while not (await asyncio.wait({task}, timeout=HEALTH_EVERY_S))[0]:
                 self._raise_if_lost()
+                if llm is not self._llm:
+                    raise WorkerLost("vLLM's engine process died and was started again.")
             return task.result()
         finally:
             task.cancel()
@@ -198,59 +261,5 @@ def _generation(completion: CompletionOutput) -> Generation:
         token_ids=tuple(completion.token_ids),
         logprobs=tuple(logprobs.logprobs),  # type: ignore[attr-defined]  # FlatLogprobs: one per token, as logprobs=0 asks for
         finish_reason="stop" if reason == "stop" else "length",
-        policy_version=min(int(span.version) for span in spans),
+        version_spans=tuple(VersionSpan(int(span.version), span.end - span.start) for span in spans),
     )
-
-
-def _engine_arguments(model_path: str, config: EngineConfig, device: str) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "model": model_path,
-        "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # nothing from the model folder's generation_config.json, whose penalties the learner ignores
-        "dtype": {"cpu": "float32"}.get(device, "bfloat16") if config.dtype == "auto" else config.dtype,
-        "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "enable_prefix_caching": True,
-        # A prompt cut in two rewinds its request's seeded generator, which raises on a CPU: prompts are taken whole.
-        "enable_chunked_prefill": device != "cpu",
-        "logprobs_mode": "processed_logprobs",  # the default ones are taken before temperature
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "weight_transfer_config": {"backend": "shm"},
-        "worker_extension_cls": "rollout.vllm_extension.WorkerExtension",
-    }
-    if device == "cpu":
-        # A block of the default 128 tokens is never full, hence never shared, in a short prompt.
-        return arguments | {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mb << 20, "block_size": 32}
-    return arguments | {"gpu_memory_utilization": config.gpu_memory_utilization}
-
-
-def _make_llm(model_path: str, config: EngineConfig, device: str, *, in_process: bool) -> Any:
-    """Start vLLM. Raises ModelError when it cannot run this model with these settings."""
-    from vllm import AsyncEngineArgs, EngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from rollout.vllm_inprocess import InProcessLLM
-
-    arguments = _engine_arguments(model_path, config, device)
-    try:
-        llm = InProcessLLM(EngineArgs(**arguments)) if in_process else AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    except ValueError as error:
-        raise ModelError(f"vLLM cannot run the model {model_path}: {error}") from error
-    if device == "cpu":
-        _check_head_size(model_path, llm)
-    return llm
-
-
-def _check_head_size(model_path: str, llm: Any) -> None:
-    # vLLM starts with any size, and dies in the first step with one that its CPU kernels lack.
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    size, supported = llm.model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
-    if size not in supported:
-        llm.shutdown()
-        raise ModelError(
-            f"vLLM on a CPU cannot run the model {model_path}: its attention heads have size {size}, and vLLM has kernels for "
-            f'{", ".join(map(str, supported))}. Use engine.kind = "hf".'
-        )

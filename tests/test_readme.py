@@ -50,7 +50,7 @@ async def test_the_verifier_in_the_readme_judges(tmp_path: Path) -> None:
     task = Task("1", "1+1", "2", "terse")
 
     class Text:
-        token_ids = ()
+        num_completion_tokens = 0
 
         def __init__(self, text: str) -> None:
             self.text = text

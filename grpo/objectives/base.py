@@ -86,15 +86,7 @@ class Objective(BaseModel, ABC):
 def scored_examples(group: Group, place: int = 0) -> list[Example]:
     """The scored completions of a group with their rewards. An unscored one is in neither the mean nor the result."""
     return [
-        Example(
-            prompt_ids=completion.prompt_ids,
-            token_ids=completion.token_ids,
-            behavior_logprobs=completion.behavior_logprobs,
-            advantage=0.0,
-            reward=verdict.reward,
-            group=place,
-            task_id=group.task.id,
-        )
+        Example.of(completion, reward=verdict.reward, group=place, task_id=group.task.id)
         for completion, verdict in zip(group.completions, group.verdicts, strict=True)
         if verdict.reward is not None
     ]

@@ -60,7 +60,7 @@ class PolicyGradient(Objective):
 
     def _with_advantages(self, rows: Sequence[Example]) -> Iterator[Example]:
         values = self.advantages(torch.tensor([row.reward for row in rows], dtype=torch.float64)).tolist()
-        return (dataclasses.replace(row, advantage=value) for row, value in zip(rows, values, strict=True))
+        return (row.changed(advantage=value) for row, value in zip(rows, values, strict=True))
 
     def charge(self, examples: Sequence[Example]) -> list[Example]:
         """With the KL in the reward, kl_coef times the centered k1 of each completion is taken off its advantage.

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -8,6 +10,13 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 # The models are too small to share out: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """A learner takes as many threads as its run has cores, for its whole process: the next test has one again."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

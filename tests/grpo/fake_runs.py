@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from grpo.checkpoint import Checkpoints
-from grpo.config import CheckpointConfig, EvaluationConfig, LearnerConfig, RunConfig
+from grpo.config import CheckpointConfig, EvaluationConfig, RunConfig
 from grpo.folder import RunFolder
 from grpo.learner import Learner
-from grpo.run import Run, learner_spec
+from grpo.learner_config import LearnerConfig
+from grpo.parts import learner_spec
+from grpo.run import Run
 from grpo.state import RunState
 from grpo.tracking import RolloutStore, read_metrics
 from grpo.train import train
@@ -22,6 +24,7 @@ from rollout.fleet import Fleet
 from rollout.sampling import Sampling
 from rollout.snapshot import discard
 from rollout.tasks import TasksConfig, TaskSet, TaskStream
+from rollout.transports import WeightPlacement
 from tests.fakes import FakeVerifiers, FakeWorker, is_right, make_tasks
 
 TASKS = make_tasks(24)
@@ -70,6 +73,7 @@ def make_run(
                 sampling=settings.sampling,
                 run_seed=settings.seed,
                 discard=discard,
+                publish=settings.publish,
             ),
             "verifiers": FakeVerifiers(is_right),
         }
@@ -112,7 +116,7 @@ def real_learner(folder: Path, settings: RunConfig, model_path: str, *, crash_at
                 raise Crash
             return await super().update(examples)
 
-    spec = learner_spec(settings, model_path, device="cpu", snapshots=folder / "snapshots")
+    spec = learner_spec(settings, model_path, WeightPlacement("cpu"), snapshots=folder / "snapshots")
     return Crashing(dataclasses.replace(spec, **changes))
 
 

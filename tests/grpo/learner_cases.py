@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from grpo.batch import Example, make_batch
-from grpo.config import LearnerConfig, LoraConfig, ModelConfig
 from grpo.learner import Learner, LearnerSpec
+from grpo.learner_config import LearnerConfig, LoraConfig, ModelConfig
 from grpo.objectives import Grpo, Objective
 from grpo.objectives.kto import labelled
 from grpo.policy import Policy

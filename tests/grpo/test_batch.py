@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.batch import Example, make_batch, micro_batches, token_weights
+from grpo.batch import Example, deal, make_batch, micro_batches, token_weights
 from rollout.errors import PromptError
 
 lengths_of = st.lists(st.integers(0, 30), min_size=1, max_size=20)
@@ -121,3 +121,28 @@ def test_a_batch_of_empty_completions_has_no_columns():
     batch = make_batch([example(2, 0), example(3, 0)], [0.0, 0.0])
     assert batch.mask.shape == batch.weights.shape == (2, 0)
     assert batch.input_ids.shape == (2, 3)
+
+
+rows_of = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 40)), max_size=16)
+
+
+@given(shapes=rows_of, count=st.integers(1, 5), rows_per_unit=st.integers(1, 2))
+def test_each_row_is_dealt_to_one_rank_in_whole_units_and_no_rank_has_more_than_a_unit_above_its_part(shapes, count, rows_per_unit):
+    rows = [example(prompt, completion) for prompt, completion in shapes for _ in range(rows_per_unit)]
+    dealt = deal(rows, count, rows_per_unit=rows_per_unit)
+    assert len(dealt) == count
+    assert sorted(i for share in dealt for i in share) == list(range(len(rows)))
+    starts = [share[first : first + rows_per_unit] for share in dealt for first in range(0, len(share), rows_per_unit)]
+    assert all(unit == list(range(unit[0], unit[0] + rows_per_unit)) and unit[0] % rows_per_unit == 0 for unit in starts)
+    tokens = [sum(rows[i].num_tokens for i in share) for share in dealt]
+    largest = max((rows_per_unit * row.num_tokens for row in rows), default=0)
+    assert max(tokens) <= sum(tokens) / count + largest
+
+
+def test_rows_of_one_prompt_go_to_one_rank():
+    rows = [example(prompt, 5) for prompt in (3, 4, 3, 4)]
+    assert deal(rows, 2) == [[0, 2], [1, 3]]
+
+
+def test_one_rank_takes_the_rows_as_they_come():
+    assert deal([example(prompt, 5) for prompt in (3, 4, 3)], 1) == [[0, 1, 2]]

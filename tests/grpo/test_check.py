@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from grpo.check import arithmetic, check
 from grpo.cli import main
+from grpo.commands.check import arithmetic, check
 from grpo.config import load_config
 from rollout.tasks import TasksConfig, load_tasks
 

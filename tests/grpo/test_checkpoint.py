@@ -19,6 +19,7 @@ from grpo.batch import Example
 from grpo.checkpoint import COMPLETE, STATE, CheckpointFailed, Checkpoints, _mark_complete, find_problem
 from grpo.state import Evaluation, RunState
 from rollout.tasks import Cursor, TaskStream
+from rollout.transports import WeightPlacement
 from tests.fakes import FakeLearner, make_tasks
 
 
@@ -246,24 +247,25 @@ def small_files() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("full", ["trainable.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("share", [0.1, 0.99])
 async def test_a_real_learners_write_that_stops_half_way_leaves_the_checkpoint_before(
-    tmp_path: Path, small_files: Callable[[int], None], full: str
+    tmp_path: Path, small_files: Callable[[int], None], share: float
 ):
     from grpo.config import RunConfig
     from grpo.learner import Learner
     from grpo.objectives import Sft
-    from grpo.run import learner_spec
+    from grpo.parts import learner_spec
     from grpo.tiny_model import make_tiny_model
     from rollout.tasks import TasksConfig
 
     model_path = str(make_tiny_model(tmp_path / "model", seed=0, hidden_size=32, num_layers=1))
     config = RunConfig(tasks=TasksConfig(source="unused.jsonl", completion="{x}"), objective=Sft())
-    learner = Learner(learner_spec(config, model_path, device="cpu", snapshots=tmp_path / "snapshots"))
+    learner = Learner(learner_spec(config, model_path, WeightPlacement("cpu"), snapshots=tmp_path / "snapshots"))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     await learner.update([Example((5, 6), (7, 8), None, advantage=1.0)])
     await checkpoints.save(state(1), learner)
-    small_files((tmp_path / "checkpoints" / "step-000001" / full).stat().st_size - 1000)
+    (written,) = (tmp_path / "checkpoints" / "step-000001" / "learner").glob("*.distcp")
+    small_files(int(share * written.stat().st_size))
     with pytest.raises(CheckpointFailed, match="step-000002: the checkpoint could not be written: "):
         await checkpoints.save(state(2), learner)
     assert names(tmp_path / "checkpoints") == ["step-000001"]

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, RootModel
 
-from grpo.config import ConfigError, LearnerConfig, RunConfig, check_together, flatten, load_config
+from grpo.config import ConfigError, RunConfig, check_together, flatten, load_config
+from grpo.learner_config import LearnerConfig
 from rollout.tasks import TasksConfig
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +76,20 @@ MISTAKES = [
     ("[rewards.mine.math]\nweight = 0", "all weights of this reward mix are 0"),
     ("group_size = 1", "group_size is 1, but grpo compares completions within a group. Set group_size to 2 or more, or use sft."),
     ("[sampling]\ntemperature = 0", "sampling.temperature is 0, so all completions of a group would be equal. Set it above 0"),
+    ('[sampling]\nstop = ["###"]', "engines see token ids alone, so no text can stop them."),
+    ('publish = "waits"', "publish is 'waits', which is not one of wait, inflight. Did you mean wait?"),
     (
         "[sampling]\nmax_tokens = 64\n[engine]\nmax_model_len = 64",
         "leaves no room for a prompt in engine.max_model_len = 64.",
+    ),
+    ('engine = { transport = "adapter" }', "model.lora.rank is 0: all weights are trained. Set it, or use auto."),
+    (
+        'engine = { transport = "adapter", kind = "hf" }\nmodel.lora.rank = 4',
+        'engine.kind is "hf". Use vllm, or auto, which merges them.',
+    ),
+    (
+        'max_lag = 1\nengine.transport = "adapter"\nmodel.lora.rank = 4',
+        'a completion keeps the adapter it began with. Set publish = "wait"',
     ),
     ("[learner]\nmini_batches = 300", "learner.mini_batches is 300, but a step has 256 rows to divide. Lower it"),
     (
@@ -183,6 +195,13 @@ def test_a_reference_is_refreshed_where_there_is_one_to_refresh(tmp_path: Path):
 def test_pairs_are_not_parted_into_more_mini_batches_than_there_are(tmp_path: Path):
     overrides = ("objective.name=dpo", "groups_per_step=4", "learner.mini_batches=5")
     assert "learner.mini_batches is 5, but a step has 4 pairs to divide." in refused(write(tmp_path), *overrides)
+
+
+def test_a_step_gives_groups_up_only_when_it_waits_for_all(tmp_path: Path):
+    path = write(tmp_path, "over_sample = 1.5\n")
+    assert load_config(path).over_sample == 1.5
+    with pytest.raises(ConfigError, match=r"over_sample is 1.5 and max_lag is 2, .* Leave over_sample out, or set max_lag to 0"):
+        load_config(path, ["max_lag=2"])
 
 
 def test_bounds_may_be_opened_wide(tmp_path: Path):

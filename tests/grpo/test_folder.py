@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from grpo import folder as folder_module
 from grpo.cli import main
-from grpo.config import CheckpointConfig, ConfigError, EvaluationConfig, LearnerConfig, RunConfig
-from grpo.folder import RunFolder
+from grpo.config import CheckpointConfig, ConfigError, EvaluationConfig, RunConfig, flatten
+from grpo.folder import HARMLESS, RunFolder, code_fingerprint
+from grpo.learner_config import LearnerConfig
 from rollout.engine import EngineConfig
 from rollout.tasks import TasksConfig
 from sandbox.errors import UserError
@@ -119,6 +121,25 @@ def test_harmless_changes_pass_and_are_told(tmp_path: Path):
     ]
 
 
+def test_every_harmless_field_is_one(tmp_path: Path):
+    names = flatten(CONFIG)
+    assert all(any(name.startswith(harmless) for name in names) for harmless in HARMLESS)
+    told = (ROOT / "docs" / "operating.md").read_text()
+    assert all(f"`{harmless.replace('.', '.*') if harmless.endswith('.') else harmless}`" in told for harmless in HARMLESS)
+
+
+def test_the_hash_of_the_code_changes_with_any_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for package in ("sandbox", "grpo"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text("x = 1")
+    monkeypatch.setattr(folder_module, "__file__", str(tmp_path / "grpo" / "folder.py"))
+    hash_of = code_fingerprint.__wrapped__
+    before = hash_of()
+    assert hash_of() == before
+    (tmp_path / "sandbox" / "a.py").write_text("x = 2")
+    assert hash_of() != before
+
+
 def test_other_changes_are_refused_with_what_differs_and_the_ways_out(tmp_path: Path):
     changed = CONFIG.model_copy(update={"steps": 200, "seed": 1, "learner": LearnerConfig(learning_rate=1e-5)})
     made = folder(tmp_path, CONFIG)
@@ -129,6 +150,17 @@ def test_other_changes_are_refused_with_what_differs_and_the_ways_out(tmp_path: 
         "Use another --run-dir, start over with --fresh --overwrite, or resume with the new values with --allow-changes."
     )
     assert len(made.check_config(changed, allow_changes=True)) == 3
+
+
+def test_a_setting_that_came_later_had_its_default_before(tmp_path: Path):
+    made = folder(tmp_path, CONFIG)
+    record = json.loads((tmp_path / "config.json").read_text())
+    for name in ("max_lag", "learner.max_grad_norm"):
+        del record["config"][name]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert made.check_config(CONFIG, allow_changes=False) == []
+    with pytest.raises(ConfigError, match=r"max_lag: 0 -> 1"):
+        made.check_config(CONFIG.model_copy(update={"max_lag": 1}), allow_changes=False)
 
 
 @pytest.mark.parametrize("content", ["", '{"config": {"ste', "[]", "{}"])

@@ -1,7 +1,8 @@
 import dataclasses
 import json
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from objective_cases import DEFAULTS, UNBOUNDED, WITH_KL
 from torch import Tensor
 
 from grpo.batch import Example, make_batch
-from grpo.config import LearnerConfig
 from grpo.learner import Learner, MismatchTooLarge
+from grpo.learner_config import LearnerConfig
 from grpo.metrics import UpdateTotals
 from grpo.nonfinite import NotFinite
 from grpo.objectives import Dapo, Dpo, DrGrpo, Grpo, Kto, Rloo, Sft
@@ -85,6 +86,12 @@ def assert_close(actual: Gradient, expected: Gradient, *, rel: float) -> None:
 EXACT = {objective.name: objective for objective in DEFAULTS}
 EXACT |= {f"{name} unbounded": o.model_copy(update=UNBOUNDED) for name, o in EXACT.items() if hasattr(o, "sequence_bounds")}
 EXACT |= {f"{objective.name} with kl": objective.model_copy(update=UNBOUNDED) for objective in WITH_KL}
+# One of each kind in the quick tests: a mean over completions, over tokens, a ratio of sequences, a KL, pairs, a reference point.
+QUICK = ("grpo with kl", "dapo", "gspo", "dpo", "orpo", "kto", "sft")
+
+
+def slow_but(names: Iterable[str], quick: Sequence[str]) -> list[Any]:
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +109,11 @@ def exact_learners(tmp_path_factory) -> dict[str, Learner]:
         policy = learner._policy
         policy.model.double()
         if policy.reference_weights is not None:
-            policy.restore_reference({name: 1.1 * weight.double() for name, weight in policy.reference_weights.items()})
+            policy.reference_weights = {name: 1.1 * weight.double() for name, weight in policy.reference_weights.items()}
     return learners
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", slow_but(EXACT, QUICK))
 @settings(max_examples=4)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 6), budget=st.integers(1, 120), chance=st.randoms())
 def test_micro_batches_and_row_order_and_padding_change_neither_loss_nor_gradient(
@@ -120,6 +127,25 @@ def test_micro_batches_and_row_order_and_padding_change_neither_loss_nor_gradien
     chance.shuffle(units)
     shuffled = [row for unit in units for row in unit]
     assert_close(gradient(learner, shuffled, tokens_per_micro_batch=budget), one_by_one, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", slow_but([name for name in EXACT if not EXACT[name].probes(random_rows(EXACT[name], 4))], ("grpo with kl", "dpo"))
+)
+@settings(max_examples=3)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 6), num_ranks=st.integers(2, 5))
+def test_what_is_dealt_to_ranks_adds_up_to_the_whole(exact_learners, name, seed, count, num_ranks):
+    """Without processes; tests/grpo/test_ranks.py has them, and the objectives that ask the ranks before the gradient."""
+    learner = exact_learners[name]
+    examples = learner._with_reference(random_rows(EXACT[name], count, seed=seed))
+    whole = gradient(learner, examples)
+    parts = []
+    for rank in range(num_ranks):
+        learner._policy.ranks.rank, learner._policy.ranks.count = rank, num_ranks
+        parts.append(gradient(learner, examples))
+    learner._policy.ranks.rank, learner._policy.ranks.count = 0, 1
+    total = Gradient(sum(part.loss for part in parts), torch.stack([part.flat for part in parts]).sum(0), whole.skipped)
+    assert_close(total, whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -5,6 +5,8 @@ Each prompt asks for two tokens; even ones are right. The policy samples them it
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from _pytest.mark import ParameterSet
@@ -13,6 +15,7 @@ from objective_cases import FROM_PAIRS, FROM_SAMPLES
 
 from grpo.learner import Learner
 from grpo.objectives import Cispo, Dpo, Grpo, Gspo, Kto, Objective, ReinforcePlusPlus, Sft, Spin
+from grpo.tiny_model import make_tiny_model
 from rollout.types import Completion, Group
 from verifiers.types import Task, Verdict
 
@@ -91,6 +94,22 @@ async def test_several_mini_batches_of_one_step_learn_too(model_path, objective)
     assert accuracy(learner) > before + 0.15
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="the extra adamw-8bit is not installed")
+async def test_moments_of_8_bits_learn_as_much(tmp_path):
+    """64 wide, so that there are blocks; `accuracy` after each, from the same start, on what each has sampled itself."""
+    model_path = str(make_tiny_model(tmp_path, seed=0, hidden_size=64, num_layers=2, max_length=64))
+    reached = {}
+    for optimizer in ("adamw", "adamw_8bit"):
+        learner = make_learner(model_path, optimizer=optimizer, learning_rate=2e-3, max_mismatch=1e-4, max_tokens=2)
+        before = accuracy(learner)
+        await play(learner, Grpo(), 25)
+        reached[optimizer] = accuracy(learner)
+        assert reached[optimizer] > before + 0.25
+    assert reached["adamw_8bit"] > reached["adamw"] - 0.1
+
+
+@pytest.mark.slow
 async def test_self_play_ends_where_the_policy_writes_what_was_demonstrated(model_path):
     """The demonstrator always answers 50 52; each iteration is one step long, so the policy is always its own reference."""
     learner = make_learner(model_path, objective=Spin(), learning_rate=5e-3, reference_every=1)

@@ -16,11 +16,14 @@ from learner_cases import sharp_model
 
 from grpo.config import RunConfig, load_config
 from grpo.learner import Learner, MismatchTooLarge
+from grpo.parts import engine_threads, learner_spec, make_fleet, make_probe
+from grpo.placement import Seat
 from grpo.prepare import fitting
-from grpo.probe import ProbedFleet
-from grpo.run import Run, learner_spec, make_probe
+from grpo.probe import MAX_TASKS, ProbedFleet
+from grpo.run import Run
 from rollout.snapshot import discard
 from rollout.tasks import TaskStream, load_tasks
+from rollout.transports import WeightPlacement
 from rollout.types import Snapshot
 from rollout.worker import RolloutWorker, WorkerSpec
 from tests.grpo.fake_runs import curve, make_run
@@ -67,7 +70,7 @@ async def opened(config: RunConfig, folder: Path, model_path: str, **parts: Any)
     config = small_source(config)
     task_set = fitting(load_tasks(config.tasks), config, model_path)
     folder.mkdir(exist_ok=True)
-    spec = learner_spec(config, model_path, device="cpu", snapshots=folder / "snapshots", faults=folder / "faults")
+    spec = learner_spec(config, model_path, WeightPlacement("cpu"), snapshots=folder / "snapshots", faults=folder / "faults")
     learner, verifiers = Learner(spec), VerifierService(config.rewards)
 
     async def start_worker(index: int) -> RolloutWorker:
@@ -203,7 +206,7 @@ async def test_a_sync_that_changes_nothing_is_noticed_where_groups_may_be_old(
     async with opened(config, tmp_path, tiny_model) as run:
         run.fleet._discard = lambda snapshot: None
         with pytest.raises(
-            MismatchTooLarge, match=r"after the sync of version \d engine and learner differ by .* on 4 fixed prompts"
+            MismatchTooLarge, match=r"after the sync of version \d engine and learner differ by .* on 8 fixed prompts"
         ):
             await train(run)
 
@@ -230,3 +233,36 @@ async def test_a_worker_that_keeps_an_older_version_is_noticed(tmp_path: Path, t
 def test_runs_are_probed_where_a_lost_sync_would_not_show(tmp_path: Path, case: tuple[str, ...], is_probed: bool):
     config = small_source(settings(*case))
     assert (make_probe(config, load_tasks(config.tasks), None) is not None) == is_probed
+
+
+async def test_a_probe_has_room_beside_a_full_batch(tiny_model: str):
+    started: list[WorkerSpec] = []
+
+    class Cluster:
+        async def start(self, factory: Any, spec: WorkerSpec, **_: Any) -> RolloutWorker:
+            started.append(spec)
+            return RolloutWorker(spec)
+
+    for max_lag in (0, 1):
+        config = settings("quickstart", f"max_lag={max_lag}", "engine.kind=hf", "engine.max_num_seqs=16")
+        fleet = make_fleet(config, Cluster(), tiny_model, device="cpu", seats=[Seat("workers", 0)])  # type: ignore[arg-type]
+        await fleet.start()
+        await fleet.close()
+    assert [spec.engine.max_num_seqs for spec in started] == [16, 16 + MAX_TASKS]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_threads"),
+    [
+        (("engine.kind=hf",), 6),
+        (("engine.kind=hf", "engine.num_workers=4"), 1),
+        (("engine.kind=hf", "max_lag=1"), 1),  # beside a learner that has the others
+        (("engine.kind=vllm",), 1),
+    ],
+    ids=str,
+)
+def test_an_engine_has_the_cores_that_the_learner_leaves_idle(
+    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], num_threads: int
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
+    assert engine_threads(settings("quickstart", *overrides)) == num_threads

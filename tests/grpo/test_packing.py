@@ -90,8 +90,36 @@ def test_a_packing_by_hand():
     assert packing.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 12, 13]]  # each prompt once, no last token
     assert packing.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1]]
     assert packing.before.tolist() == [2, 3, 4, 5, 6, 7, 2]
-    assert [table.tolist() for table in packing.tables] == [[[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 0, 0], [6, 7, 0, 0, 0, 0]]]
-    assert packing.places.tolist() == [6, 7, 8, 3, 4, 5, 12, 13]  # of its many places, a prompt's last
+    assert [table.tolist() for table in packing.sight.tables] == [[[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 0, 0], [6, 7, 0, 0, 0, 0]]]
+    assert packing.sight.places.tolist() == [6, 7, 8, 3, 4, 5, 12, 13]  # of its many places, a prompt's last
+
+
+@torch.no_grad()
+def test_flex_attention_sees_what_the_tables_show(model_path, monkeypatch):
+    """On a CPU, where it has no gradient: the mask is ours, the kernels are torch's."""
+    policy = make_policy(model_path)
+    by_tables = policy.score(batch_of(ROWS), temperature=0.7).logprobs
+    monkeypatch.setattr(grpo.packing, "pack", lambda batch, flex: pack(batch, flex=True))
+    monkeypatch.setattr(grpo.packing, "_tables", None)
+    by_flex = policy.score(batch_of(ROWS), temperature=0.7).logprobs
+    torch.testing.assert_close(by_flex, by_tables, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(0, 4), min_size=5, max_size=5),
+)
+def test_the_mask_of_blocks_is_that_of_the_rows(prompts, lengths):
+    rows = [Example(tuple(prompt), (9,) * length, None, 1.0) for prompt, length in zip(prompts, lengths, strict=False)]
+    flex, tables = (pack(batch_of(rows), flex=each).sight for each in (True, False))
+    num_tokens = len(tables.places)
+    expected = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+    for row in (row for table in tables.tables for row in table.tolist()):
+        tokens = row[: next((i for i in range(1, len(row)) if row[i] <= row[i - 1]), len(row))]
+        for i, query in enumerate(tokens):
+            expected[query, tokens[: i + 1]] = True
+    place = torch.arange(num_tokens)
+    assert flex.mask_mod(None, None, place[:, None], place[None, :]).equal(expected)
 
 
 def test_every_layer_gets_a_prompt_once_and_no_padding(model_path):

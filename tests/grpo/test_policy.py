@@ -8,7 +8,7 @@ from torch import Tensor
 
 import grpo.token_scores
 from grpo.batch import Batch, Example, make_batch
-from grpo.config import LoraConfig
+from grpo.learner_config import LoraConfig
 from grpo.policy import Policy, load_model
 from rollout.errors import ModelError
 
@@ -160,7 +160,7 @@ def test_a_refreshed_reference_is_the_policy_of_that_moment(model_path, rank):
     assert not policy.score(batch, temperature=1.0).logprobs.equal(then)
     other = make_policy(model_path, rank=rank)
     assert policy.reference_weights is not None
-    other.restore_reference(policy.reference_weights)
+    other.reference_weights = policy.reference_weights
     assert score_reference(other, batch).equal(then)
 
 

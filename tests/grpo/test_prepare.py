@@ -40,6 +40,13 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(model: str, caplog:
     assert "2 of 4 tasks are left out" in caplog.text
 
 
+def test_prompts_that_leave_no_room_are_refused_by_name_where_they_shall_be(model: str) -> None:
+    settings = RunConfig(tasks=TasksConfig(source="unused.jsonl", too_long="refuse"), engine=EngineConfig(max_model_len=20))
+    assert fitting(TaskSet(tasks("a" * 19), tasks("c"), {}, 0), settings, model).train
+    with pytest.raises(TaskError, match=r'2 tasks .* 20 tokens: bbbbbbbb, dddddddd\. .* or set tasks\.too_long = "skip"'):
+        fitting(TaskSet(tasks("a" * 19, "b" * 20), tasks("c" * 5, "d" * 30), {}, 0), settings, model)
+
+
 def test_a_recorded_completion_longer_than_the_model_is_refused_by_name(tmp_path: Path) -> None:
     short_model = str(make_tiny_model(tmp_path, seed=0, hidden_size=16, num_layers=1, max_length=24))  # one token per byte
 

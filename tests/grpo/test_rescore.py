@@ -11,8 +11,8 @@ import pytest
 
 from grpo.cli import main
 from grpo.config import RunConfig
-from grpo.folder import RunFolder
-from grpo.rescore import nested_values, rules_of
+from grpo.folder import RunFolder, nested_values
+from grpo.rescore import rules_of
 from grpo.tracking import RolloutStore
 from rollout.types import Completion, Group
 from sandbox.errors import UserError

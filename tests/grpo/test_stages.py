@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from grpo import stages
+from grpo.checkpoint import Checkpoints
 from grpo.config import ConfigError
 from grpo.folder import HARMLESS, RunFolder
-from grpo.stages import MACHINE_SETTINGS, clear_folder, plan, run_stages
+from grpo.learner_group import LearnerLost
+from grpo.plan import MACHINE_SETTINGS, Stage, plan
+from grpo.stages import clear_folder, outliving_learners, run_stages
+from grpo.state import RunState
 from rollout.errors import ModelError
 from sandbox.errors import UserError
 from verifiers.errors import VerifierError
@@ -55,6 +60,27 @@ def test_a_finished_stage_may_have_used_another_engine_but_not_another_model(con
     assert changes == ["engine.kind: 'vllm' -> 'hf'"]
     with pytest.raises(ConfigError, match=r"model\.path"):
         first.folder.check_config(other_model.config, allow_changes=False, harmless=HARMLESS + MACHINE_SETTINGS)
+
+
+def test_a_learner_that_dies_is_started_again_from_the_newest_checkpoint_until_that_gets_nowhere(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stage,) = plan(configs / "first.toml", [], configs / "run")
+    console, lives = Console(file=io.StringIO()), iter([4, 4, 8, 8, 8, 99])  # the newest checkpoint when each of them dies
+    newest = [0]
+
+    async def die(stage: Stage, console: Console) -> RunState:
+        newest[0] = next(lives)
+        raise LearnerLost("the process of learner died: killed.")
+
+    monkeypatch.setattr(stages, "run_stage", die)
+    monkeypatch.setattr(Checkpoints, "latest", lambda self: RunState(step=newest[0]))
+    with pytest.raises(LearnerLost):
+        outliving_learners(stage, console)
+    assert next(lives) == 99
+    assert isinstance(console.file, io.StringIO)
+    again = [line[-26:] for line in console.file.getvalue().splitlines()]
+    assert again == ["Starting again from step 4."[-26:]] * 2 + ["Starting again from step 8."[-26:]] * 2
 
 
 def test_starting_over_deletes_a_run_only_when_told_to(configs: Path) -> None:

@@ -57,6 +57,7 @@ def test_a_dataset_that_we_judge_says_why(capsys: pytest.CaptureFixture[str]):
     assert 'source = "reasoning_gym:gsm_symbolic?size=8000"' in shown
 
 
+@pytest.mark.slow
 def test_options_that_make_a_dataset_unsafe_are_found_when_it_is_shown(capsys: pytest.CaptureFixture[str]):
     shown = said(capsys, "figlet_font?min_word_len=12&max_word_len=14", "-n", "1")
     assert "is not trusted with the options {'min_word_len': 12, 'max_word_len': 14}" in shown

@@ -1,10 +1,9 @@
-"""Where the numbers go: metrics.jsonl, W&B, rollouts in Parquet."""
+"""Where the numbers go: metrics.jsonl, rollouts in Parquet."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
-from grpo.tracking import JsonlTracker, RolloutStore, Tracking, WandbTracker, read_metrics, wandb_modes
-from rollout.types import Completion, Group
+from grpo.tracking import JsonlTracker, RolloutStore, Tracking, read_metrics
+from rollout.types import Completion, Group, VersionSpan
 from tests.fakes import FakeTracker, make_completion, make_group, make_task, make_verdict
 from verifiers.types import Message, Verdict, correct, infra
 
@@ -87,108 +86,6 @@ def test_every_tracker_is_told_and_closed():
     assert all(tracker.closed for tracker in trackers)
 
 
-# W&B
-
-
-@pytest.mark.parametrize(
-    ("mode", "key", "tried"),
-    [
-        (None, None, ("offline",)),
-        (None, "0" * 40, ("online", "offline")),
-        ("offline", "0" * 40, ("offline",)),
-        ("online", None, ("offline",)),
-        ("disabled", "0" * 40, ("disabled",)),
-    ],
-)
-def test_wandb_is_online_only_with_a_key_and_when_nobody_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str | None, key: str | None, tried: tuple[str, ...]
-):
-    monkeypatch.setenv("HOME", str(tmp_path))  # with no netrc in it
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key)):
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    assert wandb_modes() == tried
-
-
-def start(folder: Path, **changes: Any) -> WandbTracker:
-    options = {"project": "p", "entity": None, "name": "n", "folder": folder, "config": {"seed": 0}, "run_id": None}
-    return WandbTracker(**options | changes)
-
-
-def test_an_offline_run_is_written_into_the_run_folder_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    tracker = start(tmp_path)
-    run_id = tracker.run_id
-    assert run_id
-    tracker.log(1, {"reward/mean": 0.25})
-    tracker.log(1, {"eval/sampled_accuracy": 0.5})
-    tracker.log(2, {"reward/mean": math.nan})
-    tracker.close()
-    (written,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
-    deadline = time.monotonic() + 20
-    while b"0.25" not in written.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.05)  # its own process writes
-    assert b"reward/mean" in written.read_bytes()
-    assert b"0.25" in written.read_bytes()
-    assert [record for record in caplog.records if record.name.startswith("grpo")] == []
-    assert "".join(capfd.readouterr()) == ""
-
-
-class Broken:
-    """A client whose every call fails."""
-
-    id = "abc"
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def log(self, metrics: dict[str, float], *, step: int) -> None:
-        self.calls += 1
-        raise ConnectionError("the server answered 500")
-
-    def finish(self) -> None:
-        raise ConnectionError("still")
-
-
-def test_a_failing_client_is_reported_once_and_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    broken = Broken()
-    monkeypatch.setattr("grpo.tracking.start_wandb", lambda **options: broken)
-    tracker = start(tmp_path)
-    for step in range(3):
-        tracker.log(step, {"a": 1.0})
-    tracker.close()
-    assert broken.calls == 1
-    assert [record.getMessage() for record in caplog.records] == [
-        "W&B failed and is left out from here on: ConnectionError: the server answered 500"
-    ]
-
-
-def test_a_client_that_does_not_start_never_stops_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    import wandb
-
-    def fail(**options: Any) -> None:
-        raise wandb.Error("no route to host")
-
-    monkeypatch.setattr(wandb, "init", fail)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_MODE", "online")
-    tracker = start(tmp_path)
-    tracker.log(1, {"a": 1.0})
-    tracker.close()
-    assert tracker.run_id is None
-    modes = [record.getMessage() for record in caplog.records]
-    assert [message.split(": ")[0] for message in modes] == [f"W&B does not start in mode {mode}" for mode in ("online", "offline")]
-
-
 # Rollouts
 
 
@@ -199,7 +96,7 @@ def stored(folder: Path, *groups: Group, every: int = 1) -> list[dict[str, Any]]
 
 def test_a_rollout_is_a_row_with_all_that_was_sampled_and_said(tmp_path: Path):
     task = make_task("a", prompt="1+1=", reference="2")
-    completion = Completion(0, (5, 6), (7, 8), "2", "stop", (-0.5, -0.25), policy_version=3, seed=2**62 - 1)
+    completion = Completion(0, (5, 6), (7, 8), "2", "stop", (-0.5, -0.25), (VersionSpan(3, 1), VersionSpan(4, 1)), seed=2**62 - 1)
     verdict = Verdict(1.0, True, (correct("the same", "2"),))
     assert stored(tmp_path, Group(task, (completion,), (verdict,))) == [
         {
@@ -215,6 +112,7 @@ def test_a_rollout_is_a_row_with_all_that_was_sampled_and_said(tmp_path: Path):
             "behavior_logprobs": [-0.5, -0.25],
             "finish_reason": "stop",
             "policy_version": 3,
+            "version_spans": [{"version": 3, "num_tokens": 1}, {"version": 4, "num_tokens": 1}],
             "seed": 2**62 - 1,
             "reward": 1.0,
             "is_correct": True,

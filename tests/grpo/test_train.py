@@ -12,16 +12,18 @@ import pyarrow.dataset
 import pytest
 
 from grpo.checkpoint import Checkpoints
-from grpo.config import EvaluationConfig, LearnerConfig
+from grpo.config import EvaluationConfig
 from grpo.learner import MismatchTooLarge
+from grpo.learner_config import LearnerConfig
 from grpo.objectives import Sft
 from grpo.tiny_model import make_tiny_model
 from grpo.train import train
 from rollout.engine import EngineConfig
 from rollout.errors import NoSignal
+from rollout.fleet import Publish
 from rollout.sampling import Sampling
 from rollout.tasks import TasksConfig
-from rollout.types import Completion, Snapshot
+from rollout.types import Completion, Snapshot, VersionSpan
 from rollout.worker import RolloutWorker, WorkerSpec
 from tests.fakes import FakeLearner, FakeVerifiers
 from tests.grpo.fake_runs import config, curve, make_run, real_learner, steps_with, trained
@@ -87,6 +89,25 @@ async def test_with_lag_the_same_loop_learns_from_older_groups_within_bounds(tmp
     assert len(state.cursor.unfinished) == 3, "the groups that ran ahead were not learnt from"
 
 
+@pytest.mark.parametrize(("publish", "turn"), [("wait", None), ("wait", 5), ("inflight", None)])
+async def test_weights_change_only_where_they_may(tmp_path: Path, model_path: str, publish: Publish, turn: int | None):
+    engine = EngineConfig(kind="hf", max_model_len=64)
+    sampling = Sampling(max_tokens=40, tokens_per_turn=turn)
+    settings = config(steps=5, max_lag=1, publish=publish, sampling=sampling, engine=engine, evaluation=EvaluationConfig(every=0))
+    learner = real_learner(tmp_path, settings, model_path)
+    verifiers = FakeVerifiers(lambda task, text: len(text) % 5 / 4)
+    worker = lambda: RolloutWorker(WorkerSpec(model_path, engine, "cpu"))  # noqa: E731
+    await trained(make_run(tmp_path, learner, settings, worker=worker, verifiers=verifiers, model_path=model_path))
+
+    rows = pyarrow.dataset.dataset(tmp_path / "rollouts").to_table().to_pylist()
+    assert all(sum(span["num_tokens"] for span in row["version_spans"]) == len(row["token_ids"]) for row in rows)
+    crossing = [row["version_spans"] for row in rows if len(row["version_spans"]) > 1]
+    share = sum(line.get("collector/crossed_fraction", 0) for line in curve(tmp_path)) / 5
+    assert share == pytest.approx(len(crossing) / len(rows))
+    if publish == "wait":
+        assert all(turn and span["num_tokens"] % turn == 0 for spans in crossing for span in spans[:-1])
+
+
 async def test_demonstrations_are_learnt(tmp_path: Path, model_path: str):
     settings = config(steps=25, groups_per_step=8, tasks=TasksConfig(source="x", completion="{x}"), objective=Sft())
     learner = real_learner(tmp_path, settings, model_path)
@@ -129,7 +150,7 @@ class Forgetful(RolloutWorker):
 
     async def stream(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> AsyncGenerator[tuple[Completion, ...]]:
         async for some in super().stream(task, sampling, n=n, seed=seed):
-            yield tuple(dataclasses.replace(completion, policy_version=self.version) for completion in some)
+            yield tuple(dataclasses.replace(completion, version_spans=(VersionSpan(self.version, 1),)) for completion in some)
 
 
 @pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not loaded"])

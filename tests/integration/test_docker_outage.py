@@ -2,66 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from grpo.tracking import read_metrics
-from sandbox.build import build
-from sandbox.docker import connect
-from tests.integration.runs import curve, finish, run, start, wait_for_step, wait_until_gone
-from tests.sandbox.own_daemon import Daemon, own_daemon
+from tests.integration.runs import curve, finish, prepare, run, start, wait_for_step, wait_until_gone
+from tests.sandbox.own_daemon import Daemon
 
 pytestmark = [pytest.mark.ray, pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(400)]
 
 # Without an entry point the whole text is a program: an untrained model's noise is run too, and crashes.
-CONFIG = """
-steps = 8
-groups_per_step = 4
-group_size = 4
-[tasks]
-source = "tasks.jsonl"
-held_out = 8
-prompt = "{question}"
-reference = "reference"
-rewards = "both"
-[sampling]
-max_tokens = 12
-[engine]
-kind = "hf"
-max_model_len = 64
-[evaluation]
-every = 0
-num_tasks = 4
-[checkpoints]
-every = 2
-[rewards.both]
-unit_tests = {}
-format = { options = { pattern = '[\\s\\S]*[0-4][\\s\\S]*' } }
-"""
-
-
-@pytest.fixture
-def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    client = connect()
-    image = build(client, Console(file=io.StringIO())).image.name
-    client.close()
-    with own_daemon(image) as daemon:
-        monkeypatch.setenv("DOCKER_HOST", daemon.url)
-        yield daemon
+SETTINGS = {
+    "steps": 8,
+    "tasks.prompt": "{question}",
+    "tasks.reference": "reference",
+    "learner.learning_rate": 1e-6,
+    "checkpoints.every": 2,
+    "rewards.digits.unit_tests.weight": 1.0,
+}
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, daemon: Daemon) -> Iterator[Path]:
     case = {"stdin": "", "stdout": "1"}
     rows = [{"question": f"{n} ", "reference": {"cases": [case]}} for n in range(100)]
-    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "tiny.toml").write_text(CONFIG)
+    prepare(tmp_path, SETTINGS, rows)
     yield tmp_path
     wait_until_gone(tmp_path)
 

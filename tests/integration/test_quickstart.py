@@ -27,18 +27,6 @@ def trained(config: str, folder: Path) -> re.Match[str]:
 
 @pytest.mark.ray
 @pytest.mark.vllm
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_quickstart_learns(tmp_path: Path) -> None:
-    last = trained("quickstart.toml", tmp_path)
-    for before, after in (("before", "after"), ("greedy_before", "greedy_after")):
-        assert float(last[after]) >= 0.8
-        assert float(last[after]) - float(last[before]) >= 0.25
-    assert last["folder"] == "runs/quickstart"
-
-
-@pytest.mark.ray
-@pytest.mark.vllm
 @pytest.mark.docker
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
@@ -48,3 +36,15 @@ def test_the_code_quickstart_learns_from_programs_run_in_docker(tmp_path: Path) 
     assert float(last["after"]) - float(last["before"]) >= 0.25
     assert int(last["seconds"]) <= 600
     assert last["folder"] == "runs/quickstart_code"
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_quickstart_learns(tmp_path: Path) -> None:
+    last = trained("quickstart.toml", tmp_path)
+    for before, after in (("before", "after"), ("greedy_before", "greedy_after")):
+        assert float(last[after]) >= 0.8
+        assert float(last[after]) - float(last[before]) >= 0.25
+    assert last["folder"] == "runs/quickstart"

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.runs import ROOT, curve, finish, ours, run, start, wait_for_step, wait_until_gone
+from tests.integration.runs import ROOT, curve, finish, ours, prepare, run, start, wait_for_step, wait_until_gone, workplace_of
 
-CONFIG = """
-steps = 6
-groups_per_step = 4
-group_size = 4
-[tasks]
-source = "tasks.jsonl"
-held_out = 8
-[sampling]
-max_tokens = 12
-[engine]
-max_model_len = 64
-[learner]
-learning_rate = 1e-3
-max_mismatch = 1e-3
-[evaluation]
-every = 0
-num_tasks = 4
-[checkpoints]
-every = 2
-keep = 10
-[rewards.digits]
-format = { options = { pattern = '[\\s\\S]*[0-4][\\s\\S]*' } }
-"""
+SETTINGS = {"learner.max_mismatch": 1e-3, "checkpoints.every": 2, "checkpoints.keep": 10}
+
+workplace = workplace_of(SETTINGS)
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a config whose reward an untrained model gets now and then. Afterwards nothing that ran there is alive."""
-    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(10) for b in range(10)]
-    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "tiny.toml").write_text(CONFIG.replace("held_out = 8", 'held_out = 8\nrewards = "digits"'))
-    yield tmp_path
-    wait_until_gone(tmp_path)
+class Undisturbed(NamedTuple):
+    """A run that ended by itself: the folder it was typed in, and what it said."""
+
+    place: Path
+    output: str
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Undisturbed]:
+    """The run of an engine that nothing happened to, made when it is first asked for."""
+
+    @cache
+    def of(engine: str) -> Undisturbed:
+        place = tmp_path_factory.mktemp(engine)
+        prepare(place, SETTINGS)
+        output = run(place, "train", "tiny.toml", "--set", f"engine.kind={engine}")
+        wait_until_gone(place)
+        return Undisturbed(place, output)
+
+    return of
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -54,10 +47,8 @@ ENGINES = [pytest.param("vllm", marks=pytest.mark.vllm), "hf"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_engine_and_learner_agree_at_every_step(workplace: Path, engine: str) -> None:
-    run(workplace, "train", "tiny.toml", "--set", f"engine.kind={engine}")
-
-    differences = [line["mismatch/abs_max"] for line in curve(workplace) if "mismatch/abs_max" in line]
+def test_engine_and_learner_agree_at_every_step(undisturbed: Callable[[str], Undisturbed], engine: str) -> None:
+    differences = [line["mismatch/abs_max"] for line in curve(undisturbed(engine).place) if "mismatch/abs_max" in line]
     assert len(differences) >= 4  # a step whose groups are all flat has none
     assert max(differences) < 1e-3
 
@@ -75,10 +66,10 @@ def assert_same_curve(curve: list[dict[str, float]], other: list[dict[str, float
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_curve(workplace: Path, engine: str) -> None:
-    setting = ("--set", f"engine.kind={engine}")
-    run(workplace, "train", "tiny.toml", *setting, "--run-dir", "runs/undisturbed")
-
+def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_curve(
+    workplace: Path, undisturbed: Callable[[str], Undisturbed], engine: str
+) -> None:
+    setting, expected = ("--set", f"engine.kind={engine}"), undisturbed(engine).place
     process = start(workplace, "train", "tiny.toml", *setting)
     wait_for_step(workplace, 3, process)
     os.kill(process.pid, signal.SIGKILL)
@@ -87,17 +78,14 @@ def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_curve(workplace:
     output = run(workplace, "train", "tiny.toml", *setting)
 
     assert "resuming from step 2 of 6" in output or "resuming from step 4 of 6" in output
-    assert_same_curve(curve(workplace), curve(workplace, "undisturbed"), to_the_bit=engine == "vllm")
-    resumed = load_file(workplace / "runs/tiny/model/model.safetensors")
-    undisturbed = load_file(workplace / "runs/undisturbed/model/model.safetensors")
-    furthest = max(float((resumed[name] - tensor).abs().max()) for name, tensor in undisturbed.items())
+    assert_same_curve(curve(workplace), curve(expected), to_the_bit=engine == "vllm")
+    weights, wanted = (load_file(place / "runs/tiny/model/model.safetensors") for place in (workplace, expected))
+    furthest = max(float((weights[name] - tensor).abs().max()) for name, tensor in wanted.items())
     assert furthest == 0 if engine == "vllm" else furthest < 1e-3
 
 
 def test_ctrl_c_saves_a_checkpoint_leaves_no_process_and_the_run_resumes(workplace: Path) -> None:
-    process = start(
-        workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", "steps=200", "--set", "checkpoints.every=100"
-    )
+    process = start(workplace, "train", "tiny.toml", "--set", "steps=200", "--set", "checkpoints.every=100")
     wait_for_step(workplace, 2, process)
     # As a terminal does it: to every process of the foreground group.
     os.killpg(process.pid, signal.SIGINT)
@@ -107,22 +95,22 @@ def test_ctrl_c_saves_a_checkpoint_leaves_no_process_and_the_run_resumes(workpla
     assert "Type the same command to resume" in output
     wait_until_gone(workplace)
     (checkpoint,) = (workplace / "runs/tiny/checkpoints").iterdir()
-    resumed = run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", f"steps={int(checkpoint.name[5:]) + 1}")
+    resumed = run(workplace, "train", "tiny.toml", "--set", f"steps={int(checkpoint.name[5:]) + 1}")
     assert f"resuming from step {int(checkpoint.name[5:])}" in resumed
 
 
-def test_a_finished_run_says_that_it_is_done(workplace: Path) -> None:
-    first = run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", "steps=2")
-    second = run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--set", "steps=2")
+def test_a_finished_run_says_that_it_is_done(undisturbed: Callable[[str], Undisturbed]) -> None:
+    place, first = undisturbed("hf")
+    second = run(place, "train", "tiny.toml")
 
-    assert "done already, step 2 of 2" in second
+    assert "done already, step 6 of 6" in second
     assert first.splitlines()[-1] == second.splitlines()[-1]
 
 
-def test_a_dead_rollout_worker_is_replaced_and_the_curve_is_the_same(workplace: Path) -> None:
-    run(workplace, "train", "tiny.toml", "--set", "engine.kind=hf", "--run-dir", "runs/undisturbed")
-
-    process = start(workplace, "train", "tiny.toml", "--set", "engine.kind=hf")
+def test_a_dead_rollout_worker_is_replaced_and_the_curve_is_the_same(
+    workplace: Path, undisturbed: Callable[[str], Undisturbed]
+) -> None:
+    process = start(workplace, "train", "tiny.toml")
     wait_for_step(workplace, 1, process)
     worker_log = workplace / "runs/tiny/logs/worker-0.log"
     holders = [p for p in ours(workplace) if any(Path(f.path) == worker_log.resolve() for f in p.open_files())]
@@ -130,17 +118,16 @@ def test_a_dead_rollout_worker_is_replaced_and_the_curve_is_the_same(workplace: 
     output = finish(process)
 
     assert process.returncode == 0, output
-    disturbed, undisturbed = curve(workplace), curve(workplace, "undisturbed")
-    lost = [
-        [line.pop("fleet/lost_workers") for line in lines if "fleet/lost_workers" in line] for lines in (disturbed, undisturbed)
-    ]
+    disturbed, expected = curve(workplace), curve(undisturbed("hf").place)
+    lost = [[line.pop("fleet/lost_workers") for line in lines if "fleet/lost_workers" in line] for lines in (disturbed, expected)]
     assert (lost[0][-1], lost[1][-1]) == (1, 0)
-    assert_same_curve(disturbed, undisturbed, to_the_bit=False)
+    assert_same_curve(disturbed, expected, to_the_bit=False)
 
 
 @pytest.mark.vllm
 def test_adapters_train_and_reach_the_engine(workplace: Path) -> None:
-    run(workplace, "train", "tiny.toml", "--set", "model.lora.rank=4", "--set", "learner.learning_rate=1e-2")
+    settings = ("engine.kind=vllm", "model.lora.rank=4", "learner.learning_rate=1e-2")
+    run(workplace, "train", "tiny.toml", *(word for setting in settings for word in ("--set", setting)))
 
     metrics = [line for line in curve(workplace) if "mismatch/abs_max" in line]
     assert max(line["mismatch/abs_max"] for line in metrics) < 1e-3
@@ -161,3 +148,32 @@ def test_gsm8k_gives_real_prompts_verdicts_and_reasons(workplace: Path) -> None:
     assert len(rows) == 2 * 2 * 4
     assert all(row["scores"][0]["verifier"] == "math" and row["scores"][0]["reason"] for row in rows)
     assert all("####" in row["reference"] for row in rows)
+
+
+def test_two_learner_ranks_give_the_curve_of_one_and_one_goes_on_from_their_checkpoint(workplace: Path) -> None:
+    setting = ("--set", "learner.learning_rate=1e-4")
+    run(workplace, "train", "tiny.toml", *setting, "--run-dir", "runs/alone")
+    ranks = ("--set", "learner.num_ranks=2")
+    run(workplace, "train", "tiny.toml", *setting, *ranks, "--set", "steps=4")
+    assert {path.name for path in (workplace / "runs/tiny/logs").glob("learner*")} == {"learner-0.log", "learner-1.log"}
+    assert len(list((workplace / "runs/tiny/checkpoints/step-000004/learner").glob("*.distcp"))) == 2
+    output = run(workplace, "train", "tiny.toml", *setting, "--run-dir", "runs/tiny")
+
+    assert "resuming from step 4 of 6" in output
+    together, alone = ([line for line in curve(workplace, name) if "loss/value" in line] for name in ("tiny", "alone"))
+    for line, expected in zip(together, alone, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_when_a_learner_rank_dies_it_is_named_with_its_log_and_the_run_goes_on_from_the_newest_checkpoint(workplace: Path) -> None:
+    process = start(workplace, "train", "tiny.toml", "--set", "learner.num_ranks=2")
+    wait_for_step(workplace, 3, process)
+    log = workplace / "runs/tiny/logs/learner-1.log"
+    holders = [p for p in ours(workplace) if any(Path(f.path) == log.resolve() for f in p.open_files())]
+    holders[0].kill()
+    output = finish(process)
+
+    assert process.returncode == 0, output
+    assert "the process of learner-1 died: " in output
+    assert "logs/learner-1.log" in "".join(output.split())
+    assert "Starting again from step " in " ".join(output.split())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -12,40 +10,13 @@ import ray
 from ray.cluster_utils import Cluster as RayNodes
 
 from grpo.cluster import Cluster
-from tests.integration.runs import curve, finish, ours, run, start, wait_for_step, wait_until_gone
+from grpo.nodes import ClusterTooSmall
+from grpo.placement import Reservation, place
+from tests.integration.runs import curve, finish, ours, run, start, wait_for_step, workplace_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
-CONFIG = """
-steps = 6
-groups_per_step = 4
-group_size = 4
-[tasks]
-source = "tasks.jsonl"
-held_out = 8
-rewards = "digits"
-[sampling]
-max_tokens = 12
-[engine]
-kind = "hf"
-max_model_len = 64
-[evaluation]
-every = 0
-num_tasks = 4
-[verifiers]
-num_services = 2
-[rewards.digits]
-format = { options = { pattern = '[\\s\\S]*[0-4][\\s\\S]*' } }
-"""
-
-
-@pytest.fixture
-def workplace(tmp_path: Path) -> Iterator[Path]:
-    rows = [{"question": f"{n}=", "answer": str(n)} for n in range(100)]
-    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "tiny.toml").write_text(CONFIG)
-    yield tmp_path
-    wait_until_gone(tmp_path)
+workplace = workplace_of({"learner.learning_rate": 1e-6, "verifiers.num_services": 2})
 
 
 def verdicts(place: Path, name: str = "tiny") -> list[dict[str, float]]:
@@ -84,10 +55,22 @@ async def test_services_are_spread_over_the_nodes(tmp_path: Path) -> None:
         cluster = Cluster(nodes.address, logs=tmp_path)
         try:
             assert cluster.num_nodes == 3
-            actors = [await cluster.start(Whereabouts, name=f"verifiers-{i}", place=i) for i in range(3)]
+            placement = place(mode="auto", gpus=None, ranks=1, workers=1, tensor_parallel=1, services=3)
+            await cluster.nodes.reserve(placement.reservations)
+            actors = [await cluster.start(Whereabouts, name=f"verifiers-{i}", seat=placement.verifiers[i]) for i in range(3)]
             assert len({await actor.node() for actor in actors}) == 3
             for actor in actors:
                 await actor.close()
+
+            told = await cluster.nodes.ask_each(lambda: ray.get_runtime_context().get_node_id(), timeout_s=60)
+            assert set(told.values()) == set(cluster.nodes.names())
+
+            too_much = Reservation("workers", ({"GPU": 8.0, "CPU": 1.0},), "SPREAD")
+            asked = (
+                r"could not set aside 8 GPU, 1 CPU for the workers within 0.5 s. The cluster's 3 nodes have 3 CPU, of which 2.99"
+            )
+            with pytest.raises(ClusterTooSmall, match=asked):
+                await cluster.nodes.reserve([too_much], timeout_s=0.5)
         finally:
             cluster.shutdown()
     finally:

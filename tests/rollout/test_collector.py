@@ -99,6 +99,26 @@ async def test_in_lock_step_the_order_of_arrival_changes_nothing(latest_first: b
     assert ids(taking.result()) == [i for i in order(40) if int(i[1:]) % 3][:8]
 
 
+async def test_a_step_that_over_samples_takes_the_quickest_and_begins_with_the_others_next():
+    tasks, rollouts = stream(), Rollouts(at_once=False)
+    collector = Collector(rollouts, tasks, over_sample=1.5)
+    taking = asyncio.create_task(collector.take(4, keep=everything, version=0))
+    await settle()
+    assert rollouts.started == order(6)
+    rollouts.end(*order(6)[1:5])
+    assert ids(await taking) == order(6)[1:5]
+    assert sorted(rollouts.cancelled) == sorted([order(6)[0], order(6)[5]])
+    assert collector.metrics()["collector/abandoned_groups"] == 2
+    assert tasks.cursor == (6, (0, 5))
+    rollouts.version = 1
+    taking = asyncio.create_task(collector.take(4, keep=everything, version=1))
+    await settle()
+    assert rollouts.started[6:] == [order(6)[0], order(6)[5], *order(10)[6:]]
+    rollouts.end(*order(10))
+    assert len(await taking) == 4
+    await collector.close()
+
+
 async def test_refused_groups_are_counted_and_replaced_by_as_many():
     wrong = set(order(3))
     collector = Collector(Rollouts(rewards=lambda task: (0, 0) if task.id in wrong else (1, 0)), stream())
@@ -208,6 +228,8 @@ async def test_with_lag_k_rollouts_for_k_more_steps_are_kept_going():
     collector = Collector(rollouts, stream(), max_lag=2)
     await collector.take(4, keep=everything, version=0)
     assert collector.metrics()["collector/in_flight_groups"] == 8
+    await settle()
+    assert len(rollouts.started) == 12, "what is done but not taken holds its place"
     await collector.close()
 
 

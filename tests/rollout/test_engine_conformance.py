@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ async def bench(kind: str, request: pytest.FixtureRequest, tmp_path_factory: pyt
     yield Bench(engine, folder, request.param)
     await engine.close()
     with pytest.raises(WorkerLost):
+        await engine.ping()
+    with pytest.raises(WorkerLost):
         await engine.generate(PROMPT, Sampling(max_tokens=4), n=1, seed=0)
 
 
@@ -105,7 +108,7 @@ async def test_logprobs_are_those_of_the_loaded_weights_at_the_sampling_temperat
         model = await bench.loaded(seed)
         generations = await bench.engine.generate(PROMPT, Sampling(temperature=temperature, max_tokens=24), n=8, seed=10)
         assert_logprobs_of(model, generations, prompt_ids=PROMPT, temperature=temperature)
-        assert {g.policy_version for g in generations} == {bench.num_published}
+        assert {g.version_spans for g in generations} == {((bench.num_published, len(g.token_ids)),) for g in generations}
 
 
 async def test_without_the_load_the_logprobs_are_not_those_of_the_new_weights(bench: Bench):
@@ -207,6 +210,44 @@ async def test_a_cancelled_request_leaves_the_engine_in_health(bench: Bench):
     assert_logprobs_of(model, generations, prompt_ids=PROMPT, temperature=1.0)
 
 
+async def test_an_abort_frees_the_slots_at_once(bench: Bench):
+    """64 rows in 32 slots take twice the steps of one; were they still there, others would have to wait for most of them."""
+    await bench.loaded()
+    crowd = Sampling(max_tokens=90)
+
+    async def seconds(sampling: Sampling) -> float:
+        started = time.perf_counter()
+        await bench.engine.generate(PROMPT, sampling, n=64, seed=0)
+        return time.perf_counter() - started
+
+    await seconds(crowd)
+    whole = await seconds(crowd)
+    waited = []
+    for _ in range(3):
+        running = asyncio.create_task(seconds(crowd))
+        await asyncio.sleep(whole / 10)
+        running.cancel()
+        waited.append(await seconds(Sampling(max_tokens=1)))
+    assert min(waited) < whole / 3, (waited, whole)
+
+
+async def test_a_group_larger_than_the_engine_is_queued(bench: Bench):
+    model = await bench.loaded()
+    generations = await bench.engine.generate(PROMPT, Sampling(max_tokens=6), n=3 * CONFIG.max_num_seqs + 1, seed=0)
+    assert len(generations) == 97
+    assert_logprobs_of(model, generations[-5:], prompt_ids=PROMPT, temperature=1.0)
+
+
+async def test_an_engine_answers_a_ping_idle_and_busy(bench: Bench):
+    await bench.loaded()
+    await asyncio.wait_for(bench.engine.ping(), 30)
+    running = asyncio.create_task(bench.engine.generate(PROMPT, Sampling(max_tokens=90), n=64, seed=0))
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(bench.engine.ping(), 30)
+    assert not running.done()
+    await running
+
+
 async def test_a_load_in_the_middle_changes_the_rest_of_every_completion(bench: Bench):
     """Each log-probability is the one of the weights that sampled the token, over the whole context recomputed with them."""
     for delay in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64):
@@ -223,14 +264,15 @@ async def num_crossing_a_load(bench: Bench, delay: float) -> int:
     snapshot, after = bench.publish(2)
     await bench.engine.load(snapshot)
     late = await bench.engine.generate(PROMPT, Sampling(max_tokens=20), n=4, seed=3)
-    assert {g.policy_version for g in late} == {snapshot.version}
+    assert {g.version_spans for g in late} == {((snapshot.version, len(g.token_ids)),) for g in late}
     assert_logprobs_of(after, late, prompt_ids=PROMPT, temperature=1.0)
     num_crossing = 0
     for generation in [g for request in requests for g in await request]:
         old, new = (forward_logprobs(model, PROMPT, generation.token_ids, temperature=1.0) for model in (before, after))
-        num_old = next((i for i, logprob in enumerate(generation.logprobs) if abs(logprob - old[i]) > CLOSE), len(old))
+        num_old = sum(span.num_tokens for span in generation.version_spans if span.version < snapshot.version)
         assert [*generation.logprobs] == pytest.approx([*old[:num_old], *new[num_old:]], abs=CLOSE)
-        assert generation.policy_version == (snapshot.version - 1 if num_old else snapshot.version)
+        spans = ((snapshot.version - 1, num_old), (snapshot.version, len(old) - num_old))
+        assert generation.version_spans == tuple(span for span in spans if span[1])
         num_crossing += 0 < num_old < len(old)
     return num_crossing
 

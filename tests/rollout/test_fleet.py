@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing, suppress
+from typing import Any
 
 import pytest
 
-from rollout.errors import WorkerLost
+from rollout.errors import TooManyLosses, WorkerLost
 from rollout.fleet import Fleet
 from rollout.sampling import Sampling, group_seed
 from rollout.types import Snapshot
@@ -34,7 +35,7 @@ class Started:
     def discard(self, snapshot: Snapshot) -> None:
         self.discarded.append(snapshot.version)
 
-    async def fleet(self, num_workers: int = 2, **options: int) -> Fleet:
+    async def fleet(self, num_workers: int = 2, **options: Any) -> Fleet:
         fleet = Fleet(self, num_workers=num_workers, sampling=Sampling(), run_seed=7, discard=self.discard, **options)
         await fleet.start()
         await fleet.load(make_snapshot(0))
@@ -49,7 +50,7 @@ async def settle() -> None:
 # Sampling
 
 
-async def test_each_group_goes_to_the_worker_with_the_fewest_outstanding_completions():
+async def test_each_group_goes_to_the_worker_with_the_fewest_outstanding_tokens():
     hold = asyncio.Event()
     hold.set()
     started = Started(lambda index: FakeWorker(hold=hold))
@@ -81,6 +82,18 @@ async def test_a_setting_and_a_seed_may_be_given():
     completions = await fleet.sample(make_task(), n=3, sampling=Sampling(temperature=0), seed=5)
     assert started.workers[0].sampled == [("t", 3, 5)]
     assert len({completion.text for completion in completions}) == 1
+
+
+async def test_every_worker_can_be_asked_however_much_it_has_to_do():
+    started = Started()
+    fleet = await started.fleet(3)
+    hold = asyncio.create_task(fleet.sample(make_task("busy"), n=8))
+    completions = await fleet.sample_each(make_task("probe"), sampling=Sampling(), seed=5)
+    await hold
+    assert [worker.sampled[-1] for worker in started.workers] == [("probe", 1, 5)] * 3
+    assert len(completions) == 3
+    started.workers[1].kill()
+    assert len(await fleet.sample_each(make_task("probe"), sampling=Sampling(), seed=5)) == 3
 
 
 # Weights
@@ -125,6 +138,14 @@ async def test_a_load_that_fails_still_discards_what_nobody_will_load_again():
     assert started.discarded == [0, 1]
 
 
+async def test_weights_wait_for_the_turns_under_way_only_where_they_shall():
+    for publish, held in (("inflight", 0), ("wait", 2)):
+        started = Started()
+        fleet = await started.fleet(1, publish=publish)
+        await fleet.load(make_snapshot(1))
+        assert started.workers[0].held == held
+
+
 # Losses
 
 
@@ -158,7 +179,7 @@ async def test_whoever_stops_listening_leaves_no_load_behind():
     async with aclosing(fleet.stream(make_task(), n=4)) as finished:
         async for _ in finished:
             break
-    assert fleet._outstanding == [0, 0]
+    assert fleet._workload.tokens == (0, 0)
 
 
 async def test_a_worker_lost_under_many_groups_is_replaced_once():
@@ -220,21 +241,116 @@ async def test_a_replacement_that_dies_is_replaced_too_and_closed():
     assert len(started.workers) == 3
 
 
-async def test_when_no_replacement_lives_the_run_is_told_which_worker_and_why():
+def stillborn(index: int) -> FakeWorker:
+    worker = FakeWorker()
+    worker.kill()
+    return worker
+
+
+async def test_a_worker_that_cannot_be_started_again_is_gone_and_the_others_go_on(caplog: pytest.LogCaptureFixture):
+    undisturbed = await (await Started().fleet(1)).sample(make_task(), n=4)
     started = Started()
     fleet = await started.fleet(2)
+    started._make = stillborn
+    started.workers[0].kill()
+    assert await fleet.sample(make_task(), n=4) == undisturbed
+    await fleet.load(make_snapshot(1))
+    assert [worker.loaded for worker in started.workers[:2]] == [[0], [0, 1]]
+    assert "worker 0 was lost and could not be started again in 3 tries" in caplog.text
 
-    def stillborn(index: int) -> FakeWorker:
-        worker = FakeWorker()
-        worker.kill()
-        return worker
 
+async def test_when_no_worker_is_left_the_run_is_told_why_with_its_last_words():
+    started = Started()
+    fleet = await started.fleet(2, last_words=lambda index: f"worker {index}: no room")
     started._make = stillborn
     for worker in started.workers:
         worker.kill()
-    with pytest.raises(WorkerLost, match=r"worker 0 was lost and could not be started again in 3 tries: the fake worker"):
+    with pytest.raises(TooManyLosses, match=r"(?s)worker 1 was lost and could not be .* 3 tries: the fake.*\nworker 1: no room"):
         await fleet.sample(make_task(), n=2)
-    assert all(worker.closed for worker in started.workers[2:])
+    assert all(worker.closed for worker in started.workers)
+    with pytest.raises(TooManyLosses, match=r"no rollout worker is alive\. Resume the run"):
+        await fleet.sample(make_task(), n=2)
+    await fleet.close()
+
+
+async def test_a_worker_that_keeps_dying_ends_the_run_with_its_last_words():
+    started = Started()
+    fleet = await started.fleet(1, last_words=lambda index: "Bus error")
+    for task in make_tasks(10):
+        started.workers[-1].kill()
+        await fleet.sample(task, n=2)
+    started.workers[-1].kill()
+    with pytest.raises(TooManyLosses, match=r"(?s)worker 0 died 11 times within 30 minutes, the last time so: .*\nBus error"):
+        await fleet.sample(make_task(), n=2)
+
+
+async def test_while_a_worker_is_replaced_the_others_get_the_work():
+    starting = asyncio.Event()
+    started = Started()
+    fleet = await started.fleet(2)
+
+    async def slowly(index: int) -> FakeWorker:
+        await starting.wait()
+        return await started(index)
+
+    fleet._start_worker = slowly
+    started.workers[0].kill()
+    lost = asyncio.create_task(fleet.sample(make_task("lost"), n=1))
+    await settle()
+    await asyncio.gather(*(fleet.sample(task, n=1) for task in make_tasks(5)))
+    assert len(started.workers[1].sampled) == 5
+    starting.set()
+    assert len(await lost) == 1
+
+
+@pytest.mark.parametrize("doing", ["sampling", "loading", "idle"])
+async def test_a_worker_that_hangs_is_noticed_closed_and_replaced(doing: str):
+    undisturbed = await (await Started().fleet(1)).sample(make_task(), n=4)
+    started = Started()
+    fleet = await started.fleet(1, heartbeat_s=0.02)
+    started.workers[0].freeze()
+    if doing == "loading":
+        await fleet.load(make_snapshot(0))
+    if doing == "idle":
+        await asyncio.sleep(0.1)
+        assert started.workers[0].closed
+    assert await fleet.sample(make_task(), n=4) == undisturbed
+    assert started.workers[0].closed
+    assert fleet.metrics()["fleet/lost_workers"] == 1
+    await fleet.close()
+
+
+async def test_a_worker_whose_engine_died_is_kept_and_given_the_weights():
+    class TwoLives(FakeWorker):
+        async def revive(self) -> bool:
+            self._dead.clear()
+            return True
+
+    undisturbed = await (await Started().fleet(1)).sample(make_task(), n=4)
+    started = Started(lambda index: TwoLives())
+    fleet = await started.fleet(1)
+    started.workers[0].kill()
+    assert await asyncio.gather(*(fleet.sample(make_task(), n=4) for _ in range(3))) == [undisturbed] * 3
+    assert started.workers[0].loaded == [0, 0]
+    assert not started.workers[0].closed
+    assert fleet.metrics()["fleet/lost_workers"] == 1
+
+
+async def test_a_start_that_hangs_is_tried_again():
+    started = Started()
+    fleet = await started.fleet(1, heartbeat_s=0.002)
+    num_starts = 0
+
+    async def hanging_once(index: int) -> FakeWorker:
+        nonlocal num_starts
+        num_starts += 1
+        await asyncio.sleep(60 if num_starts == 1 else 0)
+        return await started(index)
+
+    fleet._start_worker = hanging_once
+    started.workers[0].kill()
+    assert len(await fleet.sample(make_task(), n=2)) == 2
+    assert num_starts == 2
     await fleet.close()
 
 

@@ -20,7 +20,7 @@ class Prompts:
     """Stands for Prompting: the tokens of a text are made up."""
 
     def recorded(self, task: Task, text: str) -> Completion:
-        return dataclasses.replace(make_completion(text=text), behavior_logprobs=None)
+        return dataclasses.replace(make_completion(text=text), behavior_logprobs=None, version_spans=())
 
 
 def demonstrated(tasks: Sequence[Task]) -> dict[str, tuple[Recorded, ...]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 
 from rollout import snapshot as snapshots
 from rollout.errors import SyncFailed
-from rollout.snapshot import discard, snapshot_folder, sweep_snapshots, verify, write_snapshot
+from rollout.snapshot import discard, snapshot_folder, stream_snapshot, sweep_snapshots, verify, write_snapshot
 from sandbox.errors import SystemFault
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4, dtype=torch.bfloat16)}
@@ -70,16 +73,43 @@ def test_a_changed_byte_and_a_missing_file_are_noticed(tmp_path: Path):
         verify(snapshot)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_leaves_nothing_behind_and_says_how_much_room_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        with open("/dev/full", "wb", buffering=0) as device:
-            device.write(b"more")
+def test_a_full_disk_leaves_nothing_behind_and_says_how_much_room_there_is(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a disk that fills up in the middle of the second weight
+    try:
+        with pytest.raises(SystemFault, match=r"version 3 could not be written .* File too large.* MiB are free"):
+            write_snapshot({"a": torch.zeros(100), "b": torch.zeros(1000)}, version=3, folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(SystemFault, match=r"version 3 could not be written .* No space left on device.* MiB are free"):
-        write_snapshot(WEIGHTS, version=3, folder=tmp_path)
+
+def test_weights_are_written_as_they_come_and_no_two_are_held(tmp_path: Path):
+    alive: set[int] = set()
+    most = 0
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for i in range(20):
+            weight = torch.full((1000,), float(i))
+            alive.add(i)
+            weakref.finalize(weight, alive.discard, i)
+            most = max(most, len(alive))
+            yield f"w{i}", weight
+            del weight
+
+    layout = {f"w{i}": (torch.float32, (1000,)) for i in range(20)}
+    snapshot = stream_snapshot(weights(), layout, version=0, folder=tmp_path)
+    verify(snapshot)
+    assert {name: tensor[0].item() for name, tensor in load_file(snapshot.path).items()} == {f"w{i}": i for i in range(20)}
+    assert most <= 2, "one is written while the next is made"
+
+
+@pytest.mark.parametrize("weights", [{"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.zeros(3)}, {"b": torch.zeros(3)}])
+def test_weights_that_are_not_those_announced_leave_no_file(tmp_path: Path, weights: dict[str, torch.Tensor]):
+    layout = {"a": (torch.float32, (3,)), "c": (torch.float32, (3,))}
+    with pytest.raises(AssertionError):
+        stream_snapshot(weights.items(), layout, version=0, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,6 +121,7 @@ def test_the_folder_of_a_living_process_stays(root: Path):
     assert folder.exists()
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_dead_process_is_swept_with_what_is_in_it(root: Path):
     script = (
         "import sys, torch; from pathlib import Path; from rollout import snapshot as s; s.SHARED_MEMORY = Path(sys.argv[1]);"

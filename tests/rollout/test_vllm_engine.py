@@ -24,6 +24,7 @@ from rollout.sampling import Sampling
 from rollout.snapshot import write_snapshot
 from rollout.types import Snapshot
 from rollout.vllm_engine import VllmEngine, engine_environment
+from rollout.vllm_start import SOCKET_VARIABLE, socket_folder
 
 PROMPT = (5, 6, 7)
 CONFIG = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_mb=16)
@@ -79,7 +80,7 @@ async def test_an_update_that_fails_half_way_is_healed_by_the_next(
             await engine.generate(PROMPT, Sampling(max_tokens=4), n=1, seed=0)
     await engine.load(second)
     for generation in await engine.generate(PROMPT, Sampling(max_tokens=24), n=8, seed=0):
-        assert generation.policy_version == 2
+        assert generation.version_spans == ((2, len(generation.token_ids)),)
         assert generation.logprobs == pytest.approx(
             forward_logprobs(model, PROMPT, generation.token_ids, temperature=1.0), abs=1e-3
         )
@@ -128,6 +129,7 @@ async def test_a_killed_engine_process_loses_requests_and_loads_but_hangs_neithe
     await asyncio.sleep(0.05)
     loading = asyncio.create_task(engine.load(publish(tmp_path, version=2)[0]))
     await asyncio.sleep(0.001)
+    assert SOCKET_VARIABLE not in os.environ, "a server started later would look for a folder that goes with this engine"
     children = psutil.Process().children(recursive=True)
     for child in children:
         if "EngineCore" in " ".join(child.cmdline()):
@@ -137,6 +139,7 @@ async def test_a_killed_engine_process_loses_requests_and_loads_but_hangs_neithe
     with pytest.raises(WorkerLost):
         await engine.generate(PROMPT, Sampling(max_tokens=4), n=1, seed=0)
     await engine.close()
+    assert not socket_folder().exists()
 
 
 @pytest.mark.vllm

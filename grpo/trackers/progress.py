@@ -11,10 +11,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from grpo.tracking import Tracker
+
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-class ProgressTracker:
+class ProgressTracker(Tracker):
     """Shows a run's progress: one panel in a terminal, elsewhere a line at most every `line_every_s` seconds."""
 
     def __init__(self, console: Console, *, title: str, total_steps: int, from_step: int, line_every_s: float = 5.0) -> None:
@@ -72,8 +74,8 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     verifiers = {name.removeprefix("reward/"): value for name, value in metrics.items() if name.startswith("reward/")}
     components = ", ".join(f"{name} {value:.2f}" for name, value in verifiers.items() if name not in ("mean", "std"))
     if components:
-        parts.append(f"reward {metrics['reward/mean']:.2f} ({components})")
-        parts.append(f"flat {metrics['group/flat_fraction']:.0%}")
+        parts.append(f"reward {metrics.get('reward/mean', 0):.2f} ({components})")
+        parts.append(f"flat {metrics.get('group/flat_fraction', 0):.0%}")
         parts.append(f"unscored {metrics.get('verify/unscored_fraction', 0):.0%}")
     else:
         parts.append(f"loss {metrics.get('loss/value', 0):.3f}")
@@ -117,11 +119,16 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BLOCKS[round(min(1.0, max(0.0, value)) * (len(BLOCKS) - 1))] for value in values)
 
 
+def columns(values: Sequence[float], width: int) -> list[float]:
+    """At most `width` values, each the mean of its share of them."""
+    num = min(width, len(values))
+    edges = [round(i * len(values) / num) for i in range(num + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+
+
 def curve(values: Sequence[float], *, title: str, first_step: int, width: int = 64, height: int = 8) -> str:
     """A chart of values over steps in plain characters; each column is the mean of its share of the steps."""
-    columns = min(width, len(values))
-    edges = [round(i * len(values) / columns) for i in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    means = columns(values, width)
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     levels = [round((mean - low) / span * (height * 8 - 1)) + 1 for mean in means]
@@ -129,6 +136,6 @@ def curve(values: Sequence[float], *, title: str, first_step: int, width: int = 
     for row in range(height - 1, -1, -1):
         label = f"{high:6.2f}" if row == height - 1 else f"{low:6.2f}" if row == 0 else " " * 6
         lines.append(f"{label} │" + "".join(BLOCKS[min(8, max(0, level - row * 8))] for level in levels))
-    lines.append(" " * 7 + "└" + "─" * columns)
-    lines.append(" " * 8 + f"step {first_step}".ljust(columns - 6) + f"{first_step + len(values) - 1:>6}")
+    lines.append(" " * 7 + "└" + "─" * len(means))
+    lines.append(" " * 8 + f"step {first_step}".ljust(len(means) - 6) + f"{first_step + len(values) - 1:>6}")
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The commands of `grpo` that are more than a line: their words, their help, what they print."""

@@ -1,0 +1,1 @@
+"""What `grpo doctor` looks at."""

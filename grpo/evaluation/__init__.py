@@ -1,0 +1,1 @@
+"""What `grpo eval` does, from its plan to pass@k."""

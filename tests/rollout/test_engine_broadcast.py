@@ -1,0 +1,190 @@
+"""What every engine must do with weights that the learner sends it, over a real gloo group."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from engine_models import STOP_ID, forward_logprobs, model_folder, tiny_model
+from torch import Tensor
+
+from rollout import broadcast
+from rollout.broadcast import Group, Sender, spec_of
+from rollout.engine import Engine, EngineConfig
+from rollout.errors import SyncFailed
+from rollout.sampling import Sampling
+from rollout.snapshot import discard, write_snapshot
+from rollout.types import BroadcastSeat, Snapshot
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PROMPT = (5, 6, 7, 8)
+CONFIG = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_mb=16)
+
+
+def make_engine(kind: str, model_path: str) -> Engine:
+    if kind == "hf":
+        from rollout.hf_engine import HfEngine
+
+        return HfEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu")
+    from rollout.vllm_engine import VllmEngine, engine_environment
+
+    if "vllm" not in sys.modules:
+        os.environ.update(engine_environment("vllm", "cpu"))
+    return VllmEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu", in_process=kind == "vllm")
+
+
+class Bench:
+    """An engine, and the end of the learner that sends it the weights of models."""
+
+    def __init__(self, engine: Engine, *, is_tied: bool) -> None:
+        self.engine = engine
+        self.is_tied = is_tied
+        self.sender = Sender("gloo", host="127.0.0.1")
+        self.seat: BroadcastSeat | None = None
+        self.version = 0
+
+    async def send(self, weights: dict[str, Tensor], *, layout_of: dict[str, Tensor] | None = None) -> None:
+        """Send to the engine, in the group of the last time unless that broke. Raises what the engine raises."""
+        self.version += 1
+        self.seat = self.seat or replace(self.sender.open(2), first_rank=1)
+        snapshot = Snapshot(self.version, layout=tuple(spec_of(*named) for named in (layout_of or weights).items()))
+        sending = asyncio.create_task(asyncio.to_thread(self.sender.send, self.seat, snapshot, iter(weights.items())))
+        try:
+            await self.engine.load(replace(snapshot, seat=self.seat))
+            await sending
+        except BaseException:
+            self.seat = None
+            self.sender.close()
+            await asyncio.gather(sending, return_exceptions=True)
+            raise
+
+    async def check(self, seed: int) -> None:
+        """The engine samples with just the weights of this model."""
+        model = tiny_model(seed, is_tied=self.is_tied)
+        for generation in await self.engine.generate(PROMPT, Sampling(max_tokens=24), n=8, seed=10):
+            assert {span.version for span in generation.version_spans} == {self.version}
+            wanted = forward_logprobs(model, PROMPT, generation.token_ids, temperature=1.0)
+            assert generation.logprobs == pytest.approx(wanted, abs=1e-3)
+
+    def weights(self, seed: int) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in tiny_model(seed, is_tied=self.is_tied).named_parameters()}
+
+
+ENGINES = [
+    pytest.param("hf", id="hf"),
+    pytest.param("vllm", id="vllm", marks=pytest.mark.vllm),
+    pytest.param("vllm-async", id="vllm-async", marks=[pytest.mark.vllm, pytest.mark.slow]),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["tied", "untied"])
+async def bench(kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    broadcast.BUCKET_BYTES = 20_000  # half a layer: several buckets
+    engine = make_engine(kind, model_folder(tmp_path_factory.mktemp("engine"), is_tied=request.param))
+    bench = Bench(engine, is_tied=request.param)
+    yield bench
+    await engine.close()
+    bench.sender.close()
+    broadcast.BUCKET_BYTES = 32 << 20
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+async def test_weights_that_were_sent_are_sampled_with(bench: Bench):
+    for seed in (1, 2):
+        await bench.send(bench.weights(seed))
+        await bench.check(seed)
+
+
+async def test_a_file_after_a_broadcast_and_a_broadcast_after_a_file(bench: Bench, tmp_path: Path):
+    await bench.send(bench.weights(1))
+    bench.version += 1
+    snapshot = write_snapshot(bench.weights(2), version=bench.version, folder=tmp_path)
+    await bench.engine.load(snapshot)
+    discard(snapshot)
+    await bench.check(2)
+    await bench.send(bench.weights(1))
+    await bench.check(1)
+
+
+async def test_a_broadcast_that_does_not_arrive_whole_stops_the_sampling_until_one_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    good, start = bench.weights(1), Group.start
+    num_sent = 0  # an engine that receives in this process starts its buckets with the same method
+
+    def is_third(group: Group) -> bool:
+        nonlocal num_sent
+        num_sent += group is bench.sender._group
+        return group is bench.sender._group and num_sent == 3
+
+    def start_damaged(group: Group, bucket: Tensor) -> None:
+        if is_third(group):
+            bucket[100] ^= 1
+        start(group, bucket)
+
+    def start_unless_broken(group: Group, bucket: Tensor) -> None:
+        if is_third(group):
+            raise OSError("the cable was pulled")
+        start(group, bucket)
+
+    for broken in (start_damaged, start_unless_broken):
+        await bench.send(bench.weights(2))
+        num_sent = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Group, "start", broken)
+            with pytest.raises(SyncFailed):
+                await bench.send(good)
+        with pytest.raises(SyncFailed):
+            await bench.engine.generate(PROMPT, Sampling(max_tokens=4), n=1, seed=0)
+    await bench.send(good)
+    await bench.check(1)
+
+
+async def test_a_broadcast_that_does_not_fit_the_model_is_refused_before_it_begins(bench: Bench):
+    good = bench.weights(1)
+    first = next(name for name in good if name.endswith("q_proj.weight"))
+    bad = {
+        "missing": {name: weight for name, weight in good.items() if ".layers.1." not in name},
+        "shape": good | {first: good[first][:5]},
+    }
+    for cause, weights in bad.items():
+        await bench.send(good)
+        with pytest.raises(SyncFailed, match=cause):
+            await bench.send(weights)
+        with pytest.raises(SyncFailed, match=cause):
+            await bench.engine.generate(PROMPT, Sampling(max_tokens=4), n=1, seed=0)
+    await bench.send(good)
+    await bench.check(1)
+
+
+@pytest.mark.slow
+async def test_two_hundred_updates_grow_nothing(bench: Bench, kind: str):
+    if kind == "vllm-async":
+        pytest.skip("the memory that counts is in another process")
+    both = [bench.weights(1), bench.weights(2)]
+
+    async def update(times: int) -> None:
+        for i in range(times):
+            await bench.send(both[i % 2])
+        gc.collect()
+
+    await update(50)
+    before = psutil.Process().memory_info().rss, psutil.Process().num_fds(), psutil.Process().num_threads()
+    await update(200)
+    after = psutil.Process().memory_info().rss, psutil.Process().num_fds(), psutil.Process().num_threads()
+    assert after[0] - before[0] < 8 << 20
+    assert after[1:] == before[1:]
+    await bench.check(2)
