@@ -15,7 +15,7 @@ UV_ENV := .uv-$(UV_VERSION)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart sandbox test test-all lint lock venv clean
+.PHONY: help quickstart sandbox test test-all test-extras bench lint lock venv clean
 
 # An environment is whole when it holds a stamp named after the contents it was made from (and its folder, since an
 # environment cannot be moved). The stamp is written last, so an interrupted install has none and is done again.
@@ -42,7 +42,15 @@ test: $(PROJECT) $(DEV) ## Run the quick tests: no network, no Docker, no Ray (A
 	@"$(VENV)/bin/pytest" $(ARGS)
 
 test-all: $(PROJECT) $(DEV) ## Run the slow tests too: Ray, vLLM, and Docker where a daemon answers; what was skipped is said last
-	@"$(VENV)/bin/pytest" -m "(ray or vllm or slow or docker) and not gpu" $(ARGS) || { status=$$?; [ $$status = 5 ] || exit $$status; }  # 5: no such test
+	@"$(VENV)/bin/pytest" --durations=30 -m "(ray or vllm or slow or docker) and not gpu" $(ARGS) || { status=$$?; [ $$status = 5 ] || exit $$status; }  # 5: no such test
+
+test-extras: $(PROJECT) $(DEV) ## Test what optional packages are for, with those in a folder of their own for as long as it takes
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT
+	$(INSTALL) --target "$$folder" "$$(sed -n 's/^adamw-8bit = \["\([^"]*\)"\].*/\1/p' pyproject.toml)"
+	PYTHONPATH=$$folder "$(VENV)/bin/pytest" -n 0 -m "not gpu" -k "8bit or 8_bits" tests/grpo $(ARGS)
+
+bench: $(PROJECT) ## Run every benchmark, each beside its alternative: one table and one JSON file in benchmarks/results/
+	@"$(VENV)/bin/python" benchmarks/run_all.py $(ARGS)
 
 lint: $(PROJECT) $(DEV) ## Check style and types: ruff, pyright
 	@failed=0  # each says its own, even when one before it failed
