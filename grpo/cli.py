@@ -130,7 +130,11 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     verify.add_argument("--config", type=Path, metavar="FILE", help="take reward mixes and plugins from this config")
     verify.add_argument(
-        "--plugin", action="append", default=[], metavar="X", help="a plugin: dotted module, FILE.py or FILE.py:name"
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="X",
+        help="a plugin: dotted module, FILE.py or FILE.py:name; each of its verifiers is also a mix of its own name",
     )
     verify.add_argument("--workers", type=int, default=2, metavar="N", help="processes for verifiers that need any (default: 2)")
     verify.add_argument(

@@ -24,7 +24,8 @@ from sandbox.config import SandboxConfig
 from sandbox.errors import UserError
 from sandbox.protocol import Sandbox
 from verifiers.options import explain
-from verifiers.reward import RewardMix
+from verifiers.registry import entries, load_plugins
+from verifiers.reward import Component, RewardMix
 from verifiers.service import Text, VerifierService
 from verifiers.types import Message, Task, Verdict
 
@@ -85,21 +86,32 @@ def verify_file(
 ) -> Summary:
     """Judge every line of a JSONL file and write a line for each, in order.
 
-    `mixes` come on top of the built-in ones; `workers` is how many processes each verifier that needs any may keep, `sandbox` where
-    programs run. `fields` are templates that make the fields of a Case of a line's own, such as `{"reference": "{gold}"}`. Raises
-    UserError when a file cannot be opened; no content of a line raises.
+    `mixes` come on top of the built-in ones and those of the plugins; `workers` is how many processes each verifier that needs any
+    may keep, `sandbox` where programs run. `fields` are templates that make the fields of a Case of a line's own, such as
+    `{"reference": "{gold}"}`. Raises UserError when a file cannot be opened; no content of a line raises.
     """
     if not cases.is_file():
         raise UserError(f"there is no file {cases}. Give a JSONL file with id, reference, rewards and completion on each line.")
     if out.exists() and out.samefile(cases):
         raise UserError(f"{out} is also the file to read. Write to another one.")
-    service = VerifierService(mixes or {}, plugins=plugins, workers=workers, sandbox=sandbox)
+    service = VerifierService(mixes_of_plugins(plugins) | dict(mixes or {}), workers=workers, sandbox=sandbox)
     try:
         with cases.open("rb") as lines, out.open("w", encoding="ascii") as written, _bar(cases, show=progress) as advance:
             verified = _in_order(service, lines, workers * LINES_PER_WORKER, fields or {})
             return asyncio.run(_verify_all(service, verified, written.write, advance))
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror}.") from None
+
+
+def mixes_of_plugins(plugins: Sequence[str]) -> dict[str, RewardMix]:
+    """Each verifier of a plugin as a mix of its own name that holds it alone, so that none needs a config to be tried.
+
+    Those that need options are left out: only a config has them.
+    """
+    load_plugins(plugins)
+    tried = [entry for entry in entries() if entry.plugin is not None]
+    needs_options = {entry.name for entry in tried if any(each.is_required() for each in entry.options.model_fields.values())}
+    return {entry.name: RewardMix({entry.name: Component()}) for entry in tried if entry.name not in needs_options}
 
 
 async def _verify_all(service: VerifierService, verified: AsyncIterator[Verified], write: Any, advance: Any) -> Summary:

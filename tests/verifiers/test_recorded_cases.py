@@ -132,12 +132,37 @@ def test_a_missing_file_and_writing_over_the_input_are_the_users_mistakes(tmp_pa
         verify_file(tmp_path / "cases.jsonl", tmp_path / "no" / "out.jsonl")
 
 
+PLUGIN = """
+from verifiers.registry import rule
+from verifiers.types import correct, wrong
+
+@rule("polite")
+def polite(task, text):
+    return correct("") if "please" in text else wrong("")
+
+@rule("picky")
+def picky(task, text, *, word: str):
+    return correct("") if word in text else wrong("")
+"""
+
+
 def test_plugins_judge_too(tmp_path: Path):
     plugin = tmp_path / "polite_rule.py"
-    plugin.write_text(
-        "from verifiers.registry import rule\nfrom verifiers.types import correct, wrong\n"
-        "@rule('polite')\ndef polite(task, text):\n    return correct('') if 'please' in text else wrong('')\n"
-    )
+    plugin.write_text(PLUGIN)
     mixes = {"manners": RewardMix.model_validate({"polite": {}})}
     (line,) = verify(tmp_path, case(rewards="manners", completion="please"), mixes=mixes, plugins=[str(plugin)])
     assert line["reward"] == 1.0
+
+
+def test_a_rule_of_a_plugin_is_a_mix_of_its_own_name_unless_only_a_config_could_complete_it(tmp_path: Path):
+    plugin = tmp_path / "polite_rule.py"
+    plugin.write_text(PLUGIN)
+    right, wrong, unknown = verify(
+        tmp_path,
+        case(rewards="polite", completion="please"),
+        case(rewards="polite", completion="now"),
+        case(rewards="picky"),
+        plugins=[str(plugin)],
+    )
+    assert (right["reward"], wrong["reward"], unknown["reward"]) == (1.0, 0.0, None)
+    assert "its rewards are 'picky', which is not a reward mix" in unknown["cause"]
