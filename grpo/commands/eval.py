@@ -41,7 +41,11 @@ def add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_sampling(evaluate)
     _add_endpoint(evaluate)
     evaluate.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="where it is stored (default: RUN/evals/ or evals/, by model and tasks)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where it is stored (default: RUN/evals/ or evals/, by model, endpoint, tasks)",
     )
     evaluate.set_defaults(command=_eval)
 

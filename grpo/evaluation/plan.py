@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from grpo.config import ConfigError, RunConfig, config_of, read_toml
 from grpo.export import find_checkpoint
@@ -194,12 +195,24 @@ def described(config: RunConfig, sampling: Sampling, policy: Mapping[str, Any]) 
 
 
 def default_output(policy: Mapping[str, Any], config: RunConfig, run: Path | None) -> Path:
-    """RUN/evals/step-000120-TASKS, or evals/MODEL-TASKS: the same for the same question, so that it is resumed."""
+    """RUN/evals/step-000120-TASKS, evals/MODEL-TASKS, or evals/MODEL-at-HOST-PORT-TASKS of an endpoint.
+
+    The same for the same question, so that it is resumed, and another for the model of that name in a folder.
+    """
     source = config.tasks.source.partition("?")[0].partition(":")[2] or Path(config.tasks.source).stem
-    tasks = "".join(character if character.isalnum() or character in "-_." else "-" for character in source).strip("-.")
+    tasks = _as_name(source)
     if run is not None:
         return run / "evals" / f"{policy['checkpoint']}-{tasks}"
-    return Path("evals") / f"{Path(str(policy['model'])).name}-{tasks}"
+    model = Path(str(policy["model"])).name
+    if "base_url" in policy:
+        place = urlsplit(policy["base_url"])
+        model = "-".join([model, "at", _as_name(place.hostname or ""), *([] if place.port is None else [str(place.port)])])
+    return Path("evals") / f"{model}-{tasks}"
+
+
+def _as_name(text: str) -> str:
+    """As a part of a folder's name."""
+    return "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-.")
 
 
 def checked_endpoint(endpoint: Endpoint) -> Endpoint:

@@ -111,6 +111,14 @@ def test_pass_at_k_with_its_interval_and_every_reason(workplace: Path, served: A
     assert all((request["max_tokens"], request["temperature"], request["model"]) == (77, 0.5, "m") for request in server.requests)
 
 
+def test_a_model_has_a_folder_for_each_address_that_it_is_asked_at(workplace: Path, served: Any):
+    servers = [served(Pupil()), served(Pupil())]
+    for server in servers:
+        assert main(["eval", "--base-url", server.base_url, "--model", "lab/m", "--tasks", "sums.jsonl", "-n", "1"]) == 0
+    ports = [server.server.server_address[1] for server in servers]
+    assert {folder.name for folder in Path("evals").iterdir()} == {f"m-at-127.0.0.1-{port}-sums" for port in ports}
+
+
 def test_no_more_requests_at_a_time_than_asked_for(workplace: Path, served: Any):
     def slow(request: dict[str, Any]) -> Answer:
         return Answer(body=said(WRONG), delay_s=0.05)
