@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from grpo.batch import Batch, Example, make_batch, token_weights
-from grpo.learner_config import LearnerConfig, ModelConfig
+from grpo.learner_spec import LearnerSpec
 from grpo.learner_state import (
     LEARNER,
     REFERENCE,
@@ -27,53 +27,18 @@ from grpo.learner_state import (
 from grpo.metrics import UpdateTotals
 from grpo.model_files import restore_weights, write_model
 from grpo.nonfinite import NonFiniteGuard
-from grpo.objectives import Objective
 from grpo.optimizer import make_optimizer, rate_factor, set_learning_rate
 from grpo.policy import Policy, compute_dtype
 from grpo.publish import Publisher
-from grpo.ranks import ALONE, Place, Ranks, whole
+from grpo.ranks import Ranks, whole
 from grpo.scoring import Scorer
-from rollout.transports import Transport
-from rollout.types import BroadcastSeat, Snapshot
+from rollout.types import BroadcastSeat, Loan, Snapshot
 from rollout.waiting import to_the_end
 from sandbox.errors import SystemFault, UserError
 
 
 class MismatchTooLarge(SystemFault):
     """Engine and learner disagree about the same tokens under the same weights: the gradient would be wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerSpec:
-    """All that is needed to make a learner.
-
-    `total_steps` are optimizer steps, for the schedule; `max_tokens` is the completion budget; `max_mismatch` is None when
-    completions may come from older weights, whose log-probabilities rightly differ. `reference_every` is the number of training
-    steps after which the policy becomes its own reference, 0 for never; `reference_device` is where that waits, None for beside the
-    policy. `fault_folder` is where a batch goes that stopped the run. `place` is which rank of several this is.
-    `keep_sent`: weights that were broadcast may be asked for again after they have moved on; `across_nodes`: by other machines.
-    """
-
-    model_path: str
-    model: ModelConfig
-    learner: LearnerConfig
-    objective: Objective
-    temperature: float
-    max_tokens: int
-    max_mismatch: float | None
-    total_steps: int
-    seed: int
-    device: str
-    engine_dtype: str
-    snapshot_folder: str
-    transport: Transport = "shm"
-    keep_sent: bool = False
-    across_nodes: bool = False
-    num_threads: int | None = None
-    reference_every: int = 0
-    reference_device: str | None = None
-    fault_folder: str | None = None
-    place: Place = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +222,14 @@ class Learner:
 
     async def close_group(self) -> None:
         self._publisher.close_group()
+
+    async def lend(self, snapshot: Snapshot, count: int) -> tuple[Loan, ...]:
+        """Memory with the weights of a snapshot for so many engines. Raises SnapshotGone when they have moved on since."""
+        async with self._weights:
+            return await to_the_end(asyncio.to_thread(self._publisher.lend, snapshot, count))
+
+    async def take_back(self) -> None:
+        await asyncio.to_thread(self._publisher.take_back)
 
     async def save(self, folder: str) -> None:
         """All that is needed to go on from here, into an existing folder."""

@@ -14,7 +14,7 @@ from sandbox.errors import SystemFault, UserError
 if TYPE_CHECKING:
     from grpo.batch import Example
     from grpo.learner import LearnerSpec, Update
-    from rollout.types import BroadcastSeat, Snapshot
+    from rollout.types import BroadcastSeat, Loan, Snapshot
 
 # A rank that fails leaves the others waiting for it, or failing because of it: how long they are given to say which was first.
 LAST_WORDS_S = 5.0
@@ -28,7 +28,7 @@ class LearnerGroup:
     """The ranks are learners, or proxies of them, that have met.
 
     `share` makes of the rows of a step what is sent to every rank: the place to put a large thing once. `meeting` is where the
-    ranks met, which lives as long as they do. `keep_sent`: the first rank has a copy of what it broadcasts, and needs no other.
+    ranks met, which lives as long as they do. `keep_sent`: the first rank has a copy of what it sends or lends, and needs no other.
     When a rank fails the call fails, with LearnerLost before what its death did to the others; the group is of no use then, unless
     it was a broadcast that failed.
     """
@@ -67,6 +67,14 @@ class LearnerGroup:
 
     async def close_group(self) -> None:
         await self._ranks[0].close_group()
+
+    async def lend(self, snapshot: Snapshot, count: int) -> Sequence[Loan]:
+        if self._keep_sent:
+            return await self._ranks[0].lend(snapshot, count)
+        return await self._all("lend", snapshot, count)
+
+    async def take_back(self) -> None:
+        await self._ranks[0].take_back()
 
     async def save(self, folder: str) -> None:
         await self._all("save", folder)

@@ -14,7 +14,7 @@ from grpo.learner import Learner, LearnerSpec
 from grpo.learner_group import LearnerLost, start_group
 from grpo.placement import Placement, Seat, placement_of
 from grpo.probe import MAX_TASKS, ProbedFleet, SyncProbe
-from rollout.delivery import BroadcastDelivery, Delivery, FileDelivery
+from rollout.delivery import BroadcastDelivery, Delivery, FileDelivery, LoanDelivery
 from rollout.errors import WorkerLost
 from rollout.snapshot import discard
 from rollout.tasks import TaskSet
@@ -132,6 +132,8 @@ async def start_learner(spec: LearnerSpec, cluster: Cluster, *, seats: Sequence[
 def make_delivery(config: RunConfig, transport: Transport, learner: Any) -> Delivery:
     if transport in ("shm", "adapter"):
         return FileDelivery()
+    if transport == "ipc":
+        return LoanDelivery(learner)
     return BroadcastDelivery(learner, ranks_per_worker=config.engine.tensor_parallel_size)
 
 

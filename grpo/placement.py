@@ -51,6 +51,11 @@ class Placement:
         """Whether learner and workers share GPUs."""
         return any(seat.reservation == "shared" for seat in self.learner)
 
+    @property
+    def is_one_gpu(self) -> bool:
+        """Whether all of the learner and of the workers is on the same GPU."""
+        return self.is_colocated and len({(seat.reservation, seat.bundle) for seat in (*self.learner, *self.workers)}) == 1
+
 
 def place(*, mode: PlacementMode, gpus: float | None, ranks: int, workers: int, tensor_parallel: int, services: int) -> Placement:
     """The seats of a run on a cluster with that many GPUs; None: it runs on CPUs.

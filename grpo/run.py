@@ -214,7 +214,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             parts.callback(asyncio.create_task(notices.follow()).cancel)
             device = pick_device(config.device, cluster_gpus=cluster.num_gpus)
             placement = make_placement(config, cluster, device)
-            weights = WeightPlacement(device, cluster.num_nodes, placement.is_colocated)
+            weights = WeightPlacement(device, cluster.num_nodes, placement.is_colocated, placement.is_one_gpu)
             spec = learner_spec(config, model_path, weights, snapshots=snapshots, faults=folder.path / "faults")
             await cluster.nodes.reserve(placement.reservations)
             fleet = make_fleet(config, cluster, model_path, device=device, seats=placement.workers, transport=spec.transport)

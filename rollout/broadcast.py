@@ -158,7 +158,7 @@ def send(group: Group, snapshot: Snapshot, weights: Iterable[tuple[str, Tensor]]
     try:
         for index, specs in enumerate(buckets(snapshot.layout, group.bucket_bytes)):
             bucket = _empty_bucket(packed_size(specs), device)
-            _pack(specs, remaining, bucket)
+            pack(specs, remaining, bucket)
             bucket[-DIGEST_BYTES:] = digest_of(bucket[:-DIGEST_BYTES], version=snapshot.version, index=index)
             if num_started:
                 group.finish()
@@ -268,7 +268,8 @@ def _empty_bucket(size: int, device: str) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8)
 
 
-def _pack(specs: Layout, weights: Iterator[tuple[str, Tensor]], bucket: Tensor) -> None:
+def pack(specs: Layout, weights: Iterator[tuple[str, Tensor]], bucket: Tensor) -> None:
+    """Fill a bucket, all but its digest, with the weights that come next."""
     for spec, (_, place) in zip(specs, unpacked(specs, bucket), strict=True):
         name, tensor = next(weights, ("nothing", torch.empty(0)))
         found = spec_of(name, tensor)

@@ -1,4 +1,5 @@
-"""How a snapshot gets from the learner to the workers: each reads the file, or the learner sends while all receive.
+"""How a snapshot gets from the learner to the workers: each reads the file, or the learner sends while all receive, or lends memory
+while they read.
 
 Workers that die on the way are named, not replaced: that is the fleet's business, and their replacements are delivered to alone.
 """
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rollout.errors import SnapshotGone, SyncFailed, WorkerLost
-from rollout.types import BroadcastSeat, Snapshot
+from rollout.types import BroadcastSeat, Loan, Snapshot
 from rollout.waiting import all_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,13 @@ class Sender(Protocol):
     async def open_group(self, world_size: int) -> BroadcastSeat: ...
     async def send(self, snapshot: Snapshot, seat: BroadcastSeat) -> None: ...
     async def close_group(self) -> None: ...
+
+
+class Lender(Protocol):
+    """What is asked of a learner that lends."""
+
+    async def lend(self, snapshot: Snapshot, count: int) -> Sequence[Loan]: ...
+    async def take_back(self) -> None: ...
 
 
 class Delivery(Protocol):
@@ -55,6 +63,35 @@ class FileDelivery:
 
         await all_of(load(index, worker) for index, worker in workers.items())
         return lost
+
+
+class LoanDelivery:
+    """The learner lends its memory to all workers, and takes it back when the last has read it: see lending.py."""
+
+    def __init__(self, learner: Lender) -> None:
+        self._learner = learner
+        self._lending = asyncio.Lock()
+
+    async def deliver(self, snapshot: Snapshot, workers: Mapping[int, Loader]) -> dict[int, WorkerLost]:
+        """See Delivery. Raises SnapshotGone when the learner has moved on, SyncFailed when its memory is not as it was lent."""
+        async with self._lending:
+            loans = await self._learner.lend(snapshot, len(workers))
+            try:
+                readers = {index: Borrower(worker, loan) for (index, worker), loan in zip(workers.items(), loans, strict=True)}
+                return await FileDelivery().deliver(snapshot, readers)
+            finally:
+                await self._learner.take_back()
+
+
+class Borrower:
+    """A worker with the loan that it is given."""
+
+    def __init__(self, worker: Loader, loan: Loan) -> None:
+        self._worker = worker
+        self._loan = loan
+
+    async def load(self, snapshot: Snapshot) -> None:
+        await self._worker.load(replace(snapshot, loan=self._loan))
 
 
 class BroadcastDelivery:

@@ -33,10 +33,11 @@ class EngineConfig(BaseModel):
         description="Seconds a worker may take to answer between two steps before it counts as hung and is replaced; a load "
         "may take 5 times as long, a start 15 times. Too short for a compile or a long prompt kills workers that are only busy.",
     )
-    transport: Literal["auto", "shm", "gloo", "nccl", "adapter"] = Field(
+    transport: Literal["auto", "shm", "gloo", "nccl", "ipc", "adapter"] = Field(
         default="auto",
         description="How weights reach the engines: shm, a file in shared memory; gloo, a broadcast over TCP; nccl, between GPUs; "
-        "adapter, a file with LoRA adapters alone, not merged (vLLM only). auto: shm on one machine, gloo on several.",
+        "ipc, memory of the GPU that learner and engines share; adapter, a file with LoRA adapters alone, not merged (vLLM only). "
+        "auto: shm on one machine, gloo on several.",
     )
     kv_cache_mb: int = Field(default=256, ge=16, description="Key-value cache on a CPU, in MiB (vLLM only).")
 

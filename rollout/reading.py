@@ -1,4 +1,5 @@
-"""The weights of a snapshot as they come: from the file, or by broadcast. Each kind of engine loads them in its way."""
+"""The weights of a snapshot as they come: from the file, by broadcast, or from the learner's memory. Each kind of engine loads them
+in its way."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rollout.broadcast import Group, receive
 from rollout.errors import SyncFailed
+from rollout.lending import borrowed
 from rollout.types import Snapshot
 
 
@@ -23,10 +25,14 @@ class SnapshotReader:
     def read(self, snapshot: Snapshot, *, rank: int = 0) -> Generator[list[tuple[str, Tensor]]]:
         """Whole layers, one or several at a time. `rank` is this process's among those of its engine.
 
-        Raises SyncFailed when a broadcast does not arrive whole; what came before has been given on then.
+        Raises SyncFailed when a broadcast does not arrive whole, and what came before has been given on then; or when what is lent
+        is not what was promised, before anything is given on.
         """
         if not snapshot.is_sent:
             yield from _file_in_layers(snapshot.path)
+            return
+        if snapshot.loan is not None:
+            yield from borrowed(snapshot, device=self._device)
             return
         group = self._join(snapshot, rank)
         try:

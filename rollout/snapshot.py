@@ -92,7 +92,7 @@ def stream_snapshot(weights: Iterable[tuple[str, Tensor]], layout: Layout, *, ve
         partial.replace(path)
     except OSError as error:
         raise SystemFault(
-            f"the snapshot of version {version} could not be written to {folder}: {error}. {_mb_free(folder)} MiB are free there. "
+            f"the snapshot of version {version} could not be written to {folder}: {error}. {mb_free(folder)} MiB are free there. "
             "Make room, or give a folder with room for the weights twice: the old ones stay until the new ones are loaded."
         ) from error
     finally:
@@ -124,7 +124,7 @@ def _safetensors(weights: Iterable[tuple[str, Tensor]], layout: Layout) -> Itera
 def verify(snapshot: Snapshot) -> None:
     """Raise SyncFailed unless the file is there and its bytes have the snapshot's fingerprint.
 
-    A snapshot that is sent has no file; its buckets are checked as they arrive.
+    A snapshot that is sent or lent has no file; its buckets are checked as they arrive, or are opened.
     """
     if snapshot.is_sent:
         return
@@ -214,7 +214,8 @@ def _root() -> Path:
     return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
-def _mb_free(folder: Path) -> int:
+def mb_free(folder: Path) -> int:
+    """Room for files in this folder, in MiB."""
     return shutil.disk_usage(folder).free >> 20
 
 

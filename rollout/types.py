@@ -137,12 +137,24 @@ class BroadcastSeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Loan:
+    """Memory of the learner that one engine may open: a handle for each bucket of the snapshot's layout, cut at `bucket_bytes`.
+
+    `device` is where the memory is: "cpu" or "cuda".
+    """
+
+    device: str
+    bucket_bytes: int
+    handles: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Published weights in Hugging Face names, already in the dtype and merged form the engine loads.
 
     Either `path` is a safetensors file, and `fingerprint` the xxh3-128 of its bytes: an engine checks it before it loads a single
-    tensor. Or the learner will send them: then `layout` says what comes in which order, every piece brings its own digest, and each
-    engine is told its `seat`.
+    tensor. Or the learner will send or lend them: then `layout` says what comes in which order, every piece brings its own digest,
+    and each engine is told its `seat` in a broadcast, or given its `loan`.
     """
 
     version: int
@@ -150,8 +162,9 @@ class Snapshot:
     fingerprint: str = ""
     layout: Layout = ()
     seat: BroadcastSeat | None = None
+    loan: Loan | None = None
 
     @property
     def is_sent(self) -> bool:
-        """Whether the learner sends it, instead of leaving it in a file."""
+        """Whether the learner sends or lends it, instead of leaving it in a file."""
         return bool(self.layout)

@@ -1,7 +1,8 @@
 """What vLLM imports into its worker processes, and nobody else: how they load a snapshot. Named by `worker_extension_cls`.
 
-A snapshot is read from the file where the learner wrote it, or received from the learner's broadcast. vLLM's layerwise reload puts
-the weights where the kernels want them; what it leaves undone on a CPU, and after an update that failed, is done here.
+A snapshot is read from the file where the learner wrote it or from memory that it lends, or received from its broadcast. vLLM's
+layerwise reload puts the weights where the kernels want them; what it leaves undone on a CPU, and after an update that failed, is
+done here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tens
 from vllm.platforms import current_platform
 
 from rollout.reading import SnapshotReader
-from rollout.types import BroadcastSeat, Snapshot, WeightSpec
+from rollout.types import BroadcastSeat, Loan, Snapshot, WeightSpec
 
 BACKEND = "grpo"
 
@@ -46,16 +47,21 @@ class SnapshotUpdate(WeightTransferUpdateInfo):
     fingerprint: str
     layout: list[list[Any]]
     seat: dict[str, Any] | None
+    loan: dict[str, Any] | None
 
     def snapshot(self) -> Snapshot:
-        layout = tuple(WeightSpec(name, dtype, tuple(shape)) for name, dtype, shape in self.layout)
         return Snapshot(
-            self.version, self.path, self.fingerprint, layout, None if self.seat is None else BroadcastSeat(**self.seat)
+            self.version,
+            self.path,
+            self.fingerprint,
+            layout=tuple(WeightSpec(name, dtype, tuple(shape)) for name, dtype, shape in self.layout),
+            seat=None if self.seat is None else BroadcastSeat(**self.seat),
+            loan=None if self.loan is None else Loan(**self.loan),
         )
 
 
 class SnapshotTransfer(WeightTransferEngine[SnapshotInit, SnapshotUpdate]):
-    """Loads whole snapshots, from a file that this process can map into its memory or from the learner's broadcast."""
+    """Loads whole snapshots: from a file that this process can map into its memory, from the learner's broadcast or its memory."""
 
     init_info_cls = SnapshotInit
     update_info_cls = SnapshotUpdate

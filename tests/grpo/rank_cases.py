@@ -28,7 +28,7 @@ from grpo.metrics import UpdateTotals
 from grpo.objectives import Objective
 from grpo.policy import load_model
 from grpo.ranks import Place, open_meeting, whole
-from rollout import broadcast
+from rollout import broadcast, lending
 from rollout.reading import SnapshotReader
 from sandbox.errors import SystemFault
 
@@ -191,6 +191,32 @@ def send(place: Place, model_path: str, **options: Any) -> Sent:
             await learner.update(random_rows(learner._objective, 4, seed=version))
         if not learner._spec.keep_sent:
             told += [type(each).__name__ for each in await asyncio.gather(_send(learner, snapshot, seat), return_exceptions=True)]
+        await learner.close()
+        return Sent(received, told)
+
+    return asyncio.run(work())
+
+
+def lend(place: Place, model_path: str, **options: Any) -> Sent:
+    """Lends to an engine in the first rank's process, before and after an update, and once when the weights have moved on."""
+
+    lending.BUCKET_BYTES = 2000  # several buckets
+
+    async def work() -> Sent:
+        learner = make_learner(model_path, place=place, transport="ipc", **options)
+        received, told = [], []
+        for version in (0, 1):
+            snapshot = await learner.publish(version)
+            assert snapshot is not None
+            loans = await learner.lend(snapshot, 2) if place.rank == 0 or not learner._spec.keep_sent else ()
+            for loan in loans if place.rank == 0 else ():
+                weights = SnapshotReader().read(dataclasses.replace(snapshot, loan=loan))
+                received.append({name: tensor.float().numpy().copy() for some in weights for name, tensor in some})
+            if place.rank == 0:
+                await learner.take_back()
+            await learner.update(random_rows(learner._objective, 4, seed=version))
+        if not learner._spec.keep_sent:
+            told = [type(each).__name__ for each in await asyncio.gather(learner.lend(snapshot, 1), return_exceptions=True)]
         await learner.close()
         return Sent(received, told)
 

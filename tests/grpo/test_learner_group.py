@@ -31,7 +31,7 @@ class Rank:
             await asyncio.sleep(60)
         return self.name
 
-    update = score = publish = save = restore = export = send = open_group = close_group = _do
+    update = score = publish = save = restore = export = send = open_group = close_group = lend = take_back = _do
 
     async def close(self) -> None:
         self.is_closed = True
@@ -57,6 +57,16 @@ async def test_the_first_rank_meets_the_engines_and_all_give_their_shares_unless
         await group.close_group()
         assert ranks[0].asked == [(3,), ("snapshot", "seat"), ()]
         assert ranks[1].asked == ([] if keep_sent else [("snapshot", "seat")])
+
+
+async def test_the_first_rank_lends_and_all_give_their_shares_unless_it_has_a_copy() -> None:
+    for keep_sent in (False, True):
+        ranks = [Rank("first"), Rank("second")]
+        group = LearnerGroup(ranks, keep_sent=keep_sent)
+        assert await group.lend("snapshot", 2) == "first"  # type: ignore[arg-type, comparison-overlap]
+        await group.take_back()
+        assert ranks[0].asked == [("snapshot", 2), ()]
+        assert ranks[1].asked == ([] if keep_sent else [("snapshot", 2)])
 
 
 async def test_ranks_do_one_thing_at_a_time_in_one_order() -> None:

@@ -34,6 +34,16 @@ def test_on_one_gpu_learner_and_worker_share_it():
     assert placement.is_colocated
     assert placement.learner == (Seat("shared", 0, 0.5),)
     assert placement.workers == (Seat("shared", 0, 0.5),)
+    assert placement.is_one_gpu
+
+
+def test_only_one_gpu_for_all_is_one_gpu():
+    together = place(mode="colocated", gpus=1, ranks=1, workers=3, tensor_parallel=1, services=1)
+    assert together.is_one_gpu
+    for gpus, ranks, workers in ((2, 1, 2), (2, 2, 1), (8, 8, 8)):
+        assert not place(mode="colocated", gpus=gpus, ranks=ranks, workers=workers, tensor_parallel=1, services=1).is_one_gpu
+    for gpus in (2, None):
+        assert not place(mode="auto", gpus=gpus, ranks=1, workers=1, tensor_parallel=1, services=1).is_one_gpu
 
 
 def test_colocated_on_eight_gpus_each_has_a_rank_and_a_worker():

@@ -178,6 +178,21 @@ def test_two_ranks_send_what_one_sends_also_after_a_broadcast_that_broke(
     assert any((before[name] != after[name]).any() for name in before), "the update has moved weights"
 
 
+@pytest.mark.parametrize("options", [{}, {"rank": 4}, {"keep_sent": True}], ids=["full", "lora", "kept"])
+def test_the_first_of_two_ranks_lends_what_one_lends(processes: Processes, model_path: str, options: dict[str, Any]) -> None:
+    (alone,) = processes.run(1, rank_cases.lend, model_path, objective=Grpo(**UNBOUNDED), **options)
+    first, second = processes.run(2, rank_cases.lend, model_path, objective=Grpo(**UNBOUNDED), **options)
+    gone = [] if "keep_sent" in options else ["SnapshotGone"]
+    assert first.told == alone.told == gone
+    assert second == ([], gone)
+    assert len(first.weights) == len(alone.weights) == 4
+    for weights, expected in zip(first.weights, alone.weights, strict=True):
+        assert list(weights) == list(expected)
+        assert all(np.abs(weights[name] - weight).max() < 1e-6 for name, weight in expected.items())
+    before, _, after, _ = first.weights
+    assert any((before[name] != after[name]).any() for name in before), "the update has moved weights"
+
+
 def test_a_snapshot_that_cannot_be_written_leaves_no_rank_waiting(processes: Processes, model_path: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     told = processes.run(2, rank_cases.fail_to_publish, model_path, str(tmp_path / "file"))

@@ -1,16 +1,39 @@
-"""Tiny models for the engine tests, and what an engine must agree with: a plain forward pass."""
+"""Tiny models for the engine tests, every kind of engine over one, and what it must agree with: a plain forward pass."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from rollout.engine import Engine, EngineConfig
 
 STOP_ID = 3
 VOCAB_SIZE = 48
 MAX_MODEL_LEN = 96
+CONFIG = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_mb=16)
+ENGINES = [
+    pytest.param("hf", id="hf"),
+    pytest.param("vllm", id="vllm", marks=pytest.mark.vllm),
+    pytest.param("vllm-async", id="vllm-async", marks=[pytest.mark.vllm, pytest.mark.slow]),
+]
+
+
+def make_engine(kind: str, model_path: str) -> Engine:
+    if kind == "hf":
+        from rollout.hf_engine import HfEngine
+
+        return HfEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu")
+    from rollout.vllm_engine import VllmEngine, engine_environment
+
+    if "vllm" not in sys.modules:
+        os.environ.update(engine_environment("vllm", "cpu"))
+    return VllmEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu", in_process=kind == "vllm")
 
 
 def tiny_model(seed: int, *, is_tied: bool) -> Qwen2ForCausalLM:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rollout.delivery import MAX_TRIES, BroadcastDelivery, FileDelivery
+from rollout.delivery import MAX_TRIES, BroadcastDelivery, FileDelivery, LoanDelivery
 from rollout.errors import SnapshotGone, SyncFailed, WorkerLost
 from rollout.fleet import Fleet
 from rollout.sampling import Sampling
 from rollout.transports import WeightPlacement, choose_transport
-from rollout.types import BroadcastSeat, Snapshot, WeightSpec
+from rollout.types import BroadcastSeat, Loan, Snapshot, WeightSpec
 from sandbox.errors import UserError
 from tests.fakes import FakeWorker, make_snapshot, make_task
 
@@ -254,6 +254,91 @@ async def test_a_replacement_that_comes_when_the_learner_has_moved_on_waits_for_
     await fleet.close()
 
 
+# What the learner lends
+
+
+class FakeLender:
+    """Gives every reader handles of its own, and notes what happens."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def lend(self, snapshot: Snapshot, count: int) -> list[Loan]:
+        self.told.append(f"lends version {snapshot.version} to {count}")
+        return [Loan("cpu", 64, (f"{snapshot.version}/{i}".encode(),)) for i in range(count)]
+
+    async def take_back(self) -> None:
+        await asyncio.sleep(0)
+        self.told.append("takes back")
+
+
+class Reader(FakeWorker):
+    def __init__(self, lender: FakeLender, fault: Exception | None = None) -> None:
+        super().__init__()
+        self.lender = lender
+        self.fault = fault
+
+    async def load(self, snapshot: Snapshot) -> None:
+        await asyncio.sleep(0.01)
+        assert snapshot.loan is not None
+        self.lender.told.append(f"{snapshot.loan.handles[0].decode()} is read")
+        if self.fault is not None:
+            raise self.fault
+        await super().load(snapshot)
+
+
+async def test_memory_is_lent_to_each_worker_and_taken_back_when_the_last_has_read_it():
+    lender = FakeLender()
+    workers = [Reader(lender), Reader(lender), Reader(lender)]
+    assert await LoanDelivery(lender).deliver(SNAPSHOT, dict(enumerate(workers))) == {}
+    assert lender.told == ["lends version 1 to 3", "1/0 is read", "1/1 is read", "1/2 is read", "takes back"]
+    assert [worker.loaded for worker in workers] == [[1]] * 3
+
+
+async def test_two_loans_follow_each_other():
+    lender = FakeLender()
+    delivery = LoanDelivery(lender)
+    later = Snapshot(2, layout=SNAPSHOT.layout)
+    await asyncio.gather(delivery.deliver(SNAPSHOT, {0: Reader(lender)}), delivery.deliver(later, {1: Reader(lender)}))
+    assert lender.told == ["lends version 1 to 1", "1/0 is read", "takes back", "lends version 2 to 1", "2/0 is read", "takes back"]
+
+
+async def test_a_worker_lost_while_it_reads_is_named_and_the_others_hold_the_weights():
+    lender = FakeLender()
+    workers = [Reader(lender), Reader(lender, WorkerLost("killed")), Reader(lender)]
+    lost = await LoanDelivery(lender).deliver(SNAPSHOT, dict(enumerate(workers)))
+    assert {index: str(loss) for index, loss in lost.items()} == {1: "killed"}
+    assert [worker.loaded for worker in workers] == [[1], [], [1]]
+    assert lender.told[-1] == "takes back"
+
+
+async def test_memory_is_taken_back_from_a_worker_that_does_not_find_what_was_lent():
+    lender = FakeLender()
+    with pytest.raises(SyncFailed, match="another digest"):
+        await LoanDelivery(lender).deliver(SNAPSHOT, {0: Reader(lender, SyncFailed("another digest")), 1: Reader(lender)})
+    assert lender.told[-1] == "takes back"
+
+
+async def test_a_worker_that_is_replaced_is_lent_the_weights_of_the_moment():
+    lender = FakeLender()
+    started: list[Reader] = []
+
+    async def start_worker(index: int) -> Reader:
+        started.append(Reader(lender))
+        return started[-1]
+
+    fleet = Fleet(start_worker, num_workers=2, sampling=Sampling(), run_seed=7, discard=lambda snapshot: None)
+    fleet.delivery = LoanDelivery(lender)
+    await fleet.start()
+    await fleet.load(SNAPSHOT)
+    await fleet.load(Snapshot(2, layout=SNAPSHOT.layout))
+    started[0].kill()
+    assert len(await fleet.sample(make_task(), n=2)) == 2
+    assert [worker.loaded for worker in started] == [[1, 2], [1, 2], [2]]
+    assert lender.told[-3:] == ["lends version 2 to 1", "2/0 is read", "takes back"]
+    await fleet.close()
+
+
 # Which transport
 
 
@@ -273,6 +358,11 @@ async def test_a_replacement_that_comes_when_the_learner_has_moved_on_waits_for_
         ("nccl", "cuda", 1, False, "nccl"),
         ("nccl", "cuda", 1, True, UserError),
         ("nccl", "cpu", 1, False, UserError),
+        ("ipc", "cpu", 1, False, "ipc"),
+        ("ipc", "cpu", 2, False, UserError),
+        ("ipc", "cuda", 2, True, UserError),
+        ("ipc", "cuda", 1, False, UserError),
+        ("ipc", "cuda", 1, True, UserError),  # as on two GPUs of which each has a rank or a worker
     ],
 )
 def test_auto_follows_the_placement(asked: str, device: str, num_nodes: int, gpus_are_shared: bool, chosen: str | type[Exception]):
@@ -282,3 +372,7 @@ def test_auto_follows_the_placement(asked: str, device: str, num_nodes: int, gpu
     else:
         with pytest.raises(chosen, match="Use auto"):
             choose_transport(asked, placement)
+
+
+def test_memory_of_a_gpu_is_lent_where_learner_and_engines_are_all_on_it():
+    assert choose_transport("ipc", WeightPlacement("cuda", 1, gpus_are_shared=True, is_one_gpu=True)) == "ipc"

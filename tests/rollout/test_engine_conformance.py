@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,10 +12,20 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
-from engine_models import MAX_MODEL_LEN, STOP_ID, VOCAB_SIZE, forward_logprobs, model_folder, tiny_model
+from engine_models import (
+    CONFIG,
+    ENGINES,
+    MAX_MODEL_LEN,
+    STOP_ID,
+    VOCAB_SIZE,
+    forward_logprobs,
+    make_engine,
+    model_folder,
+    tiny_model,
+)
 from safetensors.torch import load_file
 
-from rollout.engine import Engine, EngineConfig
+from rollout.engine import Engine
 from rollout.errors import PromptError, PromptTooLong, SyncFailed, WorkerLost
 from rollout.sampling import Sampling
 from rollout.snapshot import write_snapshot
@@ -26,21 +34,8 @@ from rollout.types import Generation, Snapshot
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPT = (5, 6, 7, 8)
-CONFIG = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_mb=16)
 # float32 on both sides, sums in another order: differences stay below 1e-4 here, a wrong temperature or weight is above 1e-2.
 CLOSE = 1e-3
-
-
-def make_engine(kind: str, model_path: str) -> Engine:
-    if kind == "hf":
-        from rollout.hf_engine import HfEngine
-
-        return HfEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu")
-    from rollout.vllm_engine import VllmEngine, engine_environment
-
-    if "vllm" not in sys.modules:
-        os.environ.update(engine_environment("vllm", "cpu"))
-    return VllmEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu", in_process=kind == "vllm")
 
 
 @dataclass
@@ -68,13 +63,6 @@ class Bench:
         """The same snapshot with some weights replaced, or left out where the change is None."""
         weights = {name: tensor for name, tensor in (load_file(snapshot.path) | changes).items() if tensor is not None}
         return write_snapshot(weights, version=snapshot.version, folder=self.folder)
-
-
-ENGINES = [
-    pytest.param("hf", id="hf"),
-    pytest.param("vllm", id="vllm", marks=pytest.mark.vllm),
-    pytest.param("vllm-async", id="vllm-async", marks=[pytest.mark.vllm, pytest.mark.slow]),
-]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
