@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from grpo.exit_codes import ExitCode
 from grpo.tracking import read_metrics
+from tests.documents import section
 from tests.integration.runs import GRPO, MARK, ROOT, wait_until_gone
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,6 +47,15 @@ every = 100000
 [rewards.digits]
 format = { options = { pattern = '[\\s\\S]*[0-4][\\s\\S]*' } }
 """
+
+# configs/cluster/one_node.toml, on two nodes of two processors and without a model hub.
+FOR_A_LAPTOP = (
+    "--set steps=100000 --set groups_per_step=2 --set group_size=4 --set model.path= --set tasks.source=tasks.jsonl"
+    " --set tasks.held_out_source= --set tasks.held_out=8 --set tasks.chat=false --set tasks.system= --set sampling.max_tokens=8"
+    " --set engine.kind=hf --set engine.num_workers=1 --set engine.max_model_len=64 --set learner.mini_batches=1"
+    " --set verifiers.workers=1 --set evaluation.every=0 --set evaluation.num_tasks=2 --set checkpoints.every=100000"
+    " --set tracking.wandb_project= --set placement=auto"
+)
 
 
 @pytest.fixture
@@ -115,14 +126,6 @@ class Terminal:
         self._environment.pop(name, None)
 
 
-def commands() -> list[str]:
-    """Those of the first block of the section, in order."""
-    section = (ROOT / "docs/operating.md").read_text().partition("\n## On a cluster\n")[2]
-    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert block is not None
-    return block.group(1).splitlines()
-
-
 def wait_for_step(run: Path, step: int, *, timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not any(line["step"] >= step for line in read_metrics(run / "metrics.jsonl")):
@@ -143,7 +146,7 @@ def test_a_run_is_submitted_watched_stopped_and_resumed_by_the_commands_of_the_d
             "/shared/runs/quickstart": str(run),
         },
     )
-    export, launch, jobs, status, logs, stop, resume = commands()
+    export, launch, jobs, status, logs, stop, resume = section("docs/operating.md", "On a cluster")
     terminal.sets(export)
 
     submitted = terminal.types(launch)
@@ -184,6 +187,38 @@ def test_a_run_is_submitted_watched_stopped_and_resumed_by_the_commands_of_the_d
     assert terminal.types("grpo jobs --address ray://HEAD:10001").endswith(terminal.types(jobs))  # Ray has a word before
     refused = terminal.types(f"{launch} --nodes 3 --set model.path=/nowhere", exit_code=ExitCode.USER_ERROR)
     assert "not submitted: nodes, model" in refused
+
+
+def test_the_commands_of_the_readme_launch_and_resume_its_config_through_rays_client(
+    workplace: Path, cluster: tuple[str, str]
+) -> None:
+    run = workplace / "shared/one_node"
+    shutil.copytree(ROOT / "configs", workplace / "here/configs")
+    names = {"http://HEAD:8265": cluster[0], "ray://HEAD:10001": cluster[1], "/shared/runs/one_node": str(run)}
+    terminal = Terminal(workplace / "here", names)
+    export, launch, jobs, logs, stop, resume = section("README.md", "On a cluster")
+    terminal.sets(export)
+
+    refused = terminal.types(launch, exit_code=ExitCode.USER_ERROR)
+    assert "not submitted: model, tasks" in refused, refused
+    submitted = terminal.types(f"{launch} {FOR_A_LAPTOP} --no-preflight --address ray://HEAD:10001")
+    job = re.search(r"submitted (\S+)", submitted)
+    assert job is not None, submitted
+    terminal.names["JOB"] = job.group(1)
+    wait_for_step(run, 1)
+    assert re.search(rf"{job.group(1)} +running .*{run}", terminal.types(jobs))
+
+    following = terminal.start(f"{logs} --address ray://HEAD:10001")
+    assert "stopped" in terminal.types(stop)
+    log, _ = following.communicate(timeout=60)
+    assert following.returncode == ExitCode.STOPPED, log
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    reached = int(checkpoint.name.removeprefix("step-"))
+
+    again = re.search(r"submitted (\S+)", terminal.types(f"{resume} --set steps={reached + 1} --address ray://HEAD:10001"))
+    assert again is not None
+    terminal.names["JOB"] = again.group(1)
+    assert f"resuming from step {reached} of {reached + 1}" in terminal.types(logs)
 
 
 def test_a_cluster_that_wants_a_token_answers_those_who_have_it(workplace: Path) -> None:
