@@ -11,9 +11,9 @@ import pytest
 from grpo.cli import make_parser
 from grpo.config import RunConfig, flatten, load_config
 from grpo.metric_table import METRICS
+from tests.documents import PAGES, ROOT, commands, section
+from tests.integration.documented_cases import ELSEWHERE, TYPED
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 TUNING = (ROOT / "docs/tuning.md").read_text()
 DEFAULTS = flatten(RunConfig.model_validate({"tasks": {"source": "tasks.jsonl"}}))
 
@@ -36,12 +36,6 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
-
-
-def commands(program: str) -> list[str]:
-    """Those of all documents that begin with this word."""
-    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
-    return sorted({line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")})
 
 
 @pytest.mark.parametrize("line", commands("grpo"))
@@ -73,3 +67,15 @@ def test_every_target_that_contributing_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([\w-]+)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_command_of_the_documents_is_typed_somewhere_and_no_other() -> None:
+    typed = [line for lines in (TYPED, *ELSEWHERE.values()) for line in lines if line.startswith("grpo ")]
+    assert sorted({*typed}) == commands("grpo")
+
+
+@pytest.mark.parametrize(("test", "lines"), ELSEWHERE.items())
+def test_the_test_that_a_command_is_left_to_takes_it_from_the_documents(test: str, lines: list[str]) -> None:
+    source = (ROOT / test).read_text()
+    taken = [line for page, title in re.findall(r'section\("([\w/.]+)", "([\w ]+)"\)', source) for line in section(page, title)]
+    assert set(lines) <= {*taken, *(line for line in commands("grpo") if f'"{line}"' in source)}

@@ -14,10 +14,12 @@ LAST_LINE = re.compile(
 )
 
 
-def trained(config: str, folder: Path) -> re.Match[str]:
+def trained(line: str, folder: Path) -> re.Match[str]:
     """The last line of a run from nothing, typed in a folder of its own."""
-    command = [sys.executable, "-m", "grpo.cli", "train", str(ROOT / "configs" / config)]
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1700, check=False)
+    _, *words = line.replace("configs/", f"{ROOT}/configs/").split()
+    finished = subprocess.run(
+        [sys.executable, "-m", "grpo.cli", *words], cwd=folder, capture_output=True, text=True, timeout=1700, check=False
+    )
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     last = LAST_LINE.fullmatch(finished.stdout.splitlines()[-1])
     assert last is not None, finished.stdout[-500:]
@@ -32,7 +34,7 @@ def trained(config: str, folder: Path) -> re.Match[str]:
 @pytest.mark.timeout(1800)
 def test_the_code_quickstart_learns_from_programs_run_in_docker(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "grpo.cli", "sandbox", "build"], check=True, capture_output=True, timeout=300)
-    last = trained("quickstart_code.toml", tmp_path)
+    last = trained("grpo train configs/quickstart_code.toml", tmp_path)
     assert float(last["after"]) - float(last["before"]) >= 0.25
     assert int(last["seconds"]) <= 600
     assert last["folder"] == "runs/quickstart_code"
@@ -43,7 +45,7 @@ def test_the_code_quickstart_learns_from_programs_run_in_docker(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_quickstart_learns(tmp_path: Path) -> None:
-    last = trained("quickstart.toml", tmp_path)
+    last = trained("grpo train configs/quickstart.toml", tmp_path)
     for before, after in (("before", "after"), ("greedy_before", "greedy_after")):
         assert float(last[after]) >= 0.8
         assert float(last[after]) - float(last[before]) >= 0.25
