@@ -45,6 +45,8 @@ PHASES = {
     "publish": "sync",
     "hold": "sync",
     "load": "sync",
+    "lend": "sync",
+    "sleep": "sync",
     "save": "checkpoint",
     "restore": "checkpoint",
     "export": "checkpoint",

@@ -111,6 +111,8 @@ class Learner:
         self._num_updates += 1
         if self._spec.reference_every and self._num_updates % self._spec.reference_every == 0:
             self._policy.refresh_reference()
+        if self._spec.engines_sleep and self._spec.device == "cuda":
+            torch.cuda.empty_cache()  # the engines wake in what the step has used
         return Update(totals.metrics() | {"time/update_s": time.perf_counter() - started})
 
     def _check_lengths(self, examples: Sequence[Example]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from rollout.vllm_engine import engine_environment
 from rollout.worker import RolloutWorker, WorkerSpec
 from verifiers.service import VerifierService
 from verifiers.service_pool import ServiceLost, ServicePool
+
+logger = logging.getLogger(__name__)
 
 
 def make_placement(config: RunConfig, cluster: Cluster, device: str, *, learns: bool = True) -> Placement:
@@ -64,9 +67,19 @@ def make_probe(config: RunConfig, task_set: TaskSet, learner: Any) -> SyncProbe 
 
 
 def make_fleet(
-    config: RunConfig, cluster: Cluster, model_path: str, *, device: str, seats: Sequence[Seat], transport: Transport = "shm"
+    config: RunConfig,
+    cluster: Cluster,
+    model_path: str,
+    *,
+    device: str,
+    seats: Sequence[Seat],
+    transport: Transport = "shm",
+    sleeps: bool = False,
 ) -> ProbedFleet:
-    """A fleet whose workers are actors of the cluster, and whose snapshots will come this way."""
+    """A fleet whose workers are actors of the cluster, and whose snapshots will come this way.
+
+    `sleeps`: its workers will be put to sleep.
+    """
     engine = config.engine
     if is_probed(config):  # the loop waits for the probe, which must not wait for a full batch
         engine = engine.model_copy(update={"max_num_seqs": engine.max_num_seqs + MAX_TASKS})
@@ -77,6 +90,7 @@ def make_fleet(
         system=config.tasks.system,
         chat=config.tasks.chat,
         adapter_rank=config.model.lora.rank if transport == "adapter" else 0,
+        can_sleep=sleeps,
     )
 
     environment = engine_environment(config.engine.kind, device, num_threads=engine_threads(config))
@@ -101,6 +115,18 @@ def make_fleet(
         heartbeat_s=config.engine.heartbeat_s,
         last_words=lambda index: cluster.last_words(f"worker-{index}"),
     )
+
+
+def engines_sleep(config: RunConfig, device: str) -> bool:
+    """Whether engines give their memory up while the learner updates: in lock step, where one place was asked for and they can."""
+    is_asked = config.placement == "colocated" and config.max_lag == 0
+    if is_asked and config.engine.kind == "vllm" and device == "cpu":
+        logger.warning(
+            'placement is "colocated", but vLLM has no sleep mode on a CPU: its engines keep their memory while the learner '
+            'updates. Use engine.kind = "hf" if that is too little.'
+        )
+        return False
+    return is_asked
 
 
 def engine_threads(config: RunConfig) -> int:
@@ -165,6 +191,7 @@ def learner_spec(
         # On policy nobody samples while the weights change, so a worker that is replaced finds them as they were published.
         keep_sent=not config.is_on_policy,
         across_nodes=placement.num_nodes > 1,
+        engines_sleep=engines_sleep(config, device),
         reference_every=config.publish_every if config.objective.reference_is_last_iterate else config.learner.reference_every,
         reference_device="cpu" if config.learner.reference_on_cpu else None,
         fault_folder=None if faults is None else str(faults),

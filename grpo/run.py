@@ -17,6 +17,7 @@ from rich.console import Console
 
 from grpo.checkpoint import Checkpoints
 from grpo.cluster import Cluster
+from grpo.colocated import LearnerInTurns
 from grpo.config import RunConfig
 from grpo.engine_api import EngineApi, engine_judges
 from grpo.evaluate import evaluate
@@ -217,7 +218,15 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             weights = WeightPlacement(device, cluster.num_nodes, placement.is_colocated, placement.is_one_gpu)
             spec = learner_spec(config, model_path, weights, snapshots=snapshots, faults=folder.path / "faults")
             await cluster.nodes.reserve(placement.reservations)
-            fleet = make_fleet(config, cluster, model_path, device=device, seats=placement.workers, transport=spec.transport)
+            fleet = make_fleet(
+                config,
+                cluster,
+                model_path,
+                device=device,
+                seats=placement.workers,
+                transport=spec.transport,
+                sleeps=spec.engines_sleep,
+            )
             engine = await parts.enter_async_context(EngineApi(fleet).serve(cluster.host)) if engine_judges(config.rewards) else {}
             verifiers = make_verifiers(config, cluster, seats=placement.verifiers, env=engine)
             starting: list[Awaitable[Any]] = [
@@ -236,7 +245,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
                 task_set=task_set,
                 tasks=TaskStream(task_set.train, seed=config.seed),
                 fleet=fleet,
-                learner=learner,
+                learner=LearnerInTurns(learner, fleet) if spec.engines_sleep else learner,
                 verifiers=verifiers,
                 checkpoints=Checkpoints(folder.checkpoints, keep=config.checkpoints.keep),
                 rollouts=RolloutStore(folder.rollouts, every=config.tracking.rollouts_every),

@@ -11,7 +11,7 @@ from rollout.types import Snapshot
 
 
 class SyncGate:
-    """Shut before the first load, during a load, and after one that failed: a request is added before a load or after it."""
+    """Shut before the first load, during a load, after one that failed, and in sleep: a request is added before a load or after."""
 
     def __init__(self) -> None:
         self._loading = asyncio.Lock()
@@ -39,6 +39,13 @@ class SyncGate:
                 raise
             self._refusal = None
             self._version = snapshot.version
+
+    @asynccontextmanager
+    async def falling_asleep(self) -> AsyncIterator[None]:
+        """Give the weights up in the body. The gate stays shut until a load succeeds."""
+        async with self._loading:
+            self._refusal = "it sleeps, and has given them up"
+            yield
 
 
 class Turns:

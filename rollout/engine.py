@@ -60,8 +60,16 @@ class Engine(Protocol):
         """
         ...
 
+    async def sleep(self) -> bool:
+        """Give the memory of weights and cache up until the next load. False where it stays, as nothing can give it up.
+
+        Until then an engine that sleeps refuses to sample with SyncFailed, and keeps the requests that are under way for later.
+        """
+        ...
+
     async def ping(self) -> None:
-        """Returns between two steps: at once when the engine is idle, never when it hangs. Raises WorkerLost when it has died."""
+        """Returns between two steps: at once when the engine is idle or asleep, never when it hangs. Raises WorkerLost when it has
+        died."""
         ...
 
     async def restart(self) -> bool:

@@ -69,6 +69,7 @@ class Fleet:
         self._newer = asyncio.Event()
         self._loading = asyncio.Lock()
         self._replacing = [asyncio.Lock() for _ in range(num_workers)]
+        self._is_asleep = False
         self._is_closing = False
         self._load_s = 0.0
 
@@ -92,6 +93,29 @@ class Fleet:
                 self._discard(previous)
         self._load_s = time.perf_counter() - started
 
+    async def sleep(self) -> None:
+        """Let every worker give its memory up. The next load wakes them; so does the next group, with the weights that they had."""
+
+        async def sleep(worker: WatchedWorker) -> bool:
+            try:
+                return await worker.sleep()
+            except WorkerLost:  # whoever has work for it is told the same
+                return True
+
+        async with self._loading:
+            self._is_asleep = any(await all_of(sleep(worker) for worker in self._workers.values()))
+
+    async def _wake(self) -> None:
+        newer = self._newer
+        try:
+            async with self._loading:
+                if self._is_asleep and self._snapshot is not None:
+                    await self._load(dict(self._workers), self._snapshot)
+        except SnapshotGone:  # the learner is about to publish the next
+            await newer.wait()
+            async with self._loading:
+                pass
+
     async def _load(self, workers: dict[int, WatchedWorker], snapshot: Snapshot) -> None:
         losses: dict[int, WorkerLost] = {}
 
@@ -106,6 +130,7 @@ class Fleet:
         alive = {index: worker for index, worker in workers.items() if index not in losses}
         losses |= await self.delivery.deliver(snapshot, alive)
         await all_of(self._replace(index, workers[index], loss) for index, loss in losses.items())
+        self._is_asleep = False
 
     async def sample_each(self, task: Task, *, sampling: Sampling, seed: int) -> list[Completion]:
         """One completion of a task from every worker."""
@@ -128,6 +153,8 @@ class Fleet:
         Raises WorkerLost when workers keep dying under the same group.
         """
         assert self._snapshot is not None, "load a snapshot before sampling"
+        if self._is_asleep:
+            await self._wake()
         setting = self._sampling if sampling is None else sampling
         given: set[int] = set()
         for _ in range(self._max_losses):

@@ -6,6 +6,7 @@ join, the padding that nobody needs any more goes.
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Decoder:
         model.set_attn_implementation(ATTENTION)
         self.model = model.eval().requires_grad_(False)
         self.policy_version = 0
+        self._is_asleep = False
         self._device = model.device
         self._stop_token_ids = frozenset(stop_token_ids)
         self.max_model_len = max_model_len
@@ -89,7 +91,7 @@ class Decoder:
         self._waiting.extend(rows)
 
     def has_unfinished(self) -> bool:
-        return bool(self._unfinished)
+        return bool(self._unfinished) and not self._is_asleep
 
     def abort(self, request_id: str) -> None:
         for row in self._unfinished.pop(request_id, ()):
@@ -105,6 +107,18 @@ class Decoder:
     def start_over(self, policy_version: int) -> None:
         """Go on with other weights: what rows have sampled stays, their caches are computed anew."""
         self.policy_version = policy_version
+        self._is_asleep = False
+        self._drop_caches()
+
+    def fall_asleep(self) -> None:
+        """Free weights and caches, and stand still until there are others. What rows have sampled stays."""
+        self._is_asleep = True
+        self._drop_caches()
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        give_back_memory(self._device)
+
+    def _drop_caches(self) -> None:
         if self._batch is not None:
             self._waiting.extendleft(reversed(self._batch.rows))
         self._batch = None
@@ -219,6 +233,16 @@ class Decoder:
         )
         layers: list[Any] = cache.layers
         return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Return what is free to the device or the system, instead of keeping it for the next to ask."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others return what is free by themselves
+    if trim is not None:
+        trim(0)
 
 
 def _generation(row: Row) -> Generation:

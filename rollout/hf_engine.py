@@ -66,6 +66,12 @@ class HfEngine:
         async with self._gate.loading(snapshot):
             await self._thread.call(lambda decoder: self._load(decoder, snapshot))
 
+    async def sleep(self) -> bool:
+        """See Engine."""
+        async with self._gate.falling_asleep():
+            await self._thread.call(lambda decoder: decoder.fall_asleep())
+        return True
+
     async def ping(self) -> None:
         """See Engine."""
         await self._thread.call(lambda decoder: None)
@@ -100,11 +106,18 @@ class HfEngine:
             with torch.no_grad(), closing(self._reader.read(snapshot)) as weights:
                 for name, tensor in (each for some in weights for each in some):
                     if name not in self._weights.aliases:
-                        targets[name].copy_(tensor)
+                        _awake(targets[name], tensor.shape).copy_(tensor)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise SyncFailed(
                 f"version {snapshot.version} was copied into the model in part only: {error}. Load it again."
             ) from error
+
+
+def _awake(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The weight, with memory again if it was given up in sleep."""
+    if weight.shape != shape:
+        weight.data = weight.data.new_empty(shape)
+    return weight
 
 
 def _make_decoder(model_path: str, config: EngineConfig, stop_token_ids: Sequence[int], device: str) -> Decoder:

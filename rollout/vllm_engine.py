@@ -21,6 +21,7 @@ from rollout.errors import SyncFailed, WorkerLost
 from rollout.sampling import Sampling
 from rollout.snapshot import verify
 from rollout.types import Generation, Snapshot, VersionSpan
+from rollout.vllm_sleep import SleepMode
 from rollout.vllm_start import make_llm, socket_folder
 from rollout.weights import check_adapter, check_fit, weights_of_folder
 
@@ -70,15 +71,19 @@ class VllmEngine:
         device: str,
         in_process: bool | None = None,
         adapter_rank: int = 0,
+        can_sleep: bool = False,
     ) -> None:
-        """`in_process` None: on a CPU yes, on a GPU no. With an `adapter_rank` snapshots are LoRA adapters up to that rank."""
+        """`in_process` None: on a CPU yes, on a GPU no. With an `adapter_rank` snapshots are LoRA adapters up to that rank.
+
+        `can_sleep` is for a GPU: vLLM has no sleep mode on a CPU, where the engine stays awake.
+        """
         self._gate = SyncGate()
         self._stop_token_ids = list(stop_token_ids)
         self._weights = weights_of_folder(model_path)
         self._is_in_process = device == "cpu" if in_process is None else in_process
-        self._make_llm = functools.partial(
-            make_llm, model_path, config, device, in_process=self._is_in_process, adapter_rank=adapter_rank
-        )
+        self._can_sleep = can_sleep and device != "cpu"
+        options = {"in_process": self._is_in_process, "adapter_rank": adapter_rank, "can_sleep": self._can_sleep}
+        self._make_llm = functools.partial(make_llm, model_path, config, device, **options)
         self._adapter_rank = adapter_rank
         self._adapter: LoRARequest | None = None
         self._num_adapters = 0
@@ -88,6 +93,7 @@ class VllmEngine:
         self._running: set[asyncio.Task[RequestOutput]] = set()
         self._ended_by_load: dict[asyncio.Task[RequestOutput], SyncFailed] = {}
         self._is_half_updated = False
+        self._sleep_mode = SleepMode(keeps_weights=adapter_rank > 0)
         self._is_closed = False
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, n: int, seed: int) -> list[Generation]:
@@ -129,6 +135,20 @@ class VllmEngine:
                     await self._while_alive(self._llm.collective_rpc("leave_broadcast"))
                 raise
 
+    async def sleep(self) -> bool:
+        """See Engine, and vllm_sleep.py."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._raise_if_lost()
+        if not self._can_sleep:
+            return False
+        async with self._gate.falling_asleep():
+            try:
+                await self._while_alive(self._sleep_mode.begin(self._llm))
+            except EngineDeadError as error:
+                raise WorkerLost(f"vLLM's engine died when it fell asleep: {error}. Replace the worker.") from error
+        return True
+
     async def ping(self) -> None:
         """See Engine."""
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -145,6 +165,7 @@ class VllmEngine:
             return False
         await asyncio.to_thread(self._llm.shutdown)
         self._gate = SyncGate()
+        self._sleep_mode = SleepMode(keeps_weights=self._adapter_rank > 0)
         self._is_half_updated = False
         self._llm = await asyncio.to_thread(self._make_llm)
         return True
@@ -200,12 +221,14 @@ class VllmEngine:
         llm = self._llm
         try:
             await llm.pause_generation(mode="keep", clear_cache=True)
+            await self._sleep_mode.wake_weights(llm)
             if self._is_half_updated:
                 await llm.collective_rpc("abandon_weight_update")
             self._is_half_updated = True
             await llm.start_weight_update()
             await llm.update_weights(WeightTransferUpdateRequest(update_info=dataclasses.asdict(snapshot)))
             await llm.finish_weight_update(weight_version=str(snapshot.version))
+            await self._sleep_mode.end(llm)
             await llm.resume_generation()
             self._is_half_updated = False
         except (EngineDeadError, WorkerLost) as error:
@@ -224,8 +247,10 @@ class VllmEngine:
         name = f"version-{snapshot.version}-{self._num_adapters}"
         adapter = LoRARequest(name, self._num_adapters, str(Path(snapshot.path).parent))
         try:
+            await self._sleep_mode.wake_weights(self._llm)
             await self._llm.add_lora(adapter)
             await self._llm.update_weight_version(str(snapshot.version))
+            await self._sleep_mode.end(self._llm)
         except EngineDeadError as error:
             raise WorkerLost(f"vLLM's engine died in the load of an adapter: {error}. Replace the worker.") from error
         except Exception as error:  # a failure in a vLLM worker arrives here as a bare Exception

@@ -18,7 +18,7 @@ SOCKET_VARIABLE = "VLLM_RPC_BASE_PATH"
 
 
 def engine_arguments(
-    model_path: str, config: EngineConfig, device: str, *, in_process: bool, adapter_rank: int = 0
+    model_path: str, config: EngineConfig, device: str, *, in_process: bool, adapter_rank: int = 0, can_sleep: bool = False
 ) -> dict[str, Any]:
     """What vLLM is started with."""
     arguments: dict[str, Any] = {
@@ -38,6 +38,8 @@ def engine_arguments(
         "weight_transfer_config": {"backend": "grpo"},
         "worker_extension_cls": "rollout.vllm_extension.WorkerExtension",
     }
+    if can_sleep:
+        arguments["enable_sleep_mode"] = True
     if in_process:
         arguments["scheduler_cls"] = "rollout.vllm_scheduler.DecodeScheduler"
     if adapter_rank:
@@ -55,14 +57,16 @@ def engine_arguments(
     return arguments | {"gpu_memory_utilization": config.gpu_memory_utilization}
 
 
-def make_llm(model_path: str, config: EngineConfig, device: str, *, in_process: bool, adapter_rank: int = 0) -> Any:
+def make_llm(
+    model_path: str, config: EngineConfig, device: str, *, in_process: bool, adapter_rank: int = 0, can_sleep: bool = False
+) -> Any:
     """Start vLLM. Raises ModelError when it cannot run this model with these settings."""
     from vllm import AsyncEngineArgs, EngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from rollout.vllm_inprocess import InProcessLLM
 
-    arguments = engine_arguments(model_path, config, device, in_process=in_process, adapter_rank=adapter_rank)
+    arguments = engine_arguments(model_path, config, device, in_process=in_process, adapter_rank=adapter_rank, can_sleep=can_sleep)
     try:
         if in_process:
             llm: Any = InProcessLLM(EngineArgs(**arguments))

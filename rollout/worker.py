@@ -23,6 +23,7 @@ class WorkerSpec:
     """All that is needed to make a worker on any machine that sees the model. `device` is "cpu" or "cuda".
 
     With an `adapter_rank` its snapshots are LoRA adapters up to that rank, beside the model's own weights (vLLM only).
+    `can_sleep`: it will be put to sleep, for which vLLM must be prepared.
     """
 
     model_path: str
@@ -31,6 +32,7 @@ class WorkerSpec:
     system: str | None = None
     chat: bool | None = None
     adapter_rank: int = 0
+    can_sleep: bool = False
 
 
 class RolloutWorker:
@@ -113,6 +115,10 @@ class RolloutWorker:
         finally:
             self._turns.release()
 
+    async def sleep(self) -> bool:
+        """Give the engine's memory up until the next load. False where it cannot."""
+        return await self._engine.sleep()
+
     async def ping(self) -> None:
         await self._engine.ping()
 
@@ -147,7 +153,14 @@ def make_engine(spec: WorkerSpec, stop_ids: tuple[int, ...]) -> Engine:
     if spec.engine.kind == "vllm":
         from rollout.vllm_engine import VllmEngine
 
-        return VllmEngine(spec.model_path, spec.engine, stop_token_ids=stop_ids, device=spec.device, adapter_rank=spec.adapter_rank)
+        return VllmEngine(
+            spec.model_path,
+            spec.engine,
+            stop_token_ids=stop_ids,
+            device=spec.device,
+            adapter_rank=spec.adapter_rank,
+            can_sleep=spec.can_sleep,
+        )
     from rollout.hf_engine import HfEngine
 
     return HfEngine(spec.model_path, spec.engine, stop_token_ids=stop_ids, device=spec.device)

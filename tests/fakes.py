@@ -98,6 +98,8 @@ class FakeWorker:
         self.sampled: list[tuple[str, int, int]] = []  # (task id, n, seed) of each call
         self.loaded: list[int] = []
         self.held = 0
+        self.can_sleep = True
+        self.is_asleep = False
         self.closed = False
 
     def kill(self) -> None:
@@ -109,6 +111,7 @@ class FakeWorker:
     async def stream(self, task: Task, sampling: Sampling, *, n: int, seed: int) -> AsyncGenerator[tuple[Completion, ...]]:
         """The last half first."""
         assert self.snapshot is not None, "a worker samples only after it was given weights"
+        assert not self.is_asleep, "a worker that sleeps has no weights"
         self.sampled.append((task.id, n, seed))
         await self._wait()
         completions = tuple(self._completion(task, sampling, i, seed + i) for i in range(n))
@@ -133,7 +136,13 @@ class FakeWorker:
     async def load(self, snapshot: Snapshot) -> None:
         await self._wait()
         self.snapshot = snapshot
+        self.is_asleep = False
         self.loaded.append(snapshot.version)
+
+    async def sleep(self) -> bool:
+        await self._wait()
+        self.is_asleep = self.can_sleep
+        return self.is_asleep
 
     async def ping(self) -> None:
         if self._is_frozen:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rollout.errors import TooManyLosses, WorkerLost
+from rollout.errors import SnapshotGone, TooManyLosses, WorkerLost
 from rollout.fleet import Fleet
 from rollout.sampling import Sampling, group_seed
 from rollout.types import Snapshot
@@ -94,6 +94,85 @@ async def test_every_worker_can_be_asked_however_much_it_has_to_do():
     assert len(completions) == 3
     started.workers[1].kill()
     assert len(await fleet.sample_each(make_task("probe"), sampling=Sampling(), seed=5)) == 3
+
+
+# Sleep
+
+
+async def test_a_load_wakes_the_workers():
+    started = Started()
+    fleet = await started.fleet(2)
+    await fleet.sleep()
+    assert [worker.is_asleep for worker in started.workers] == [True, True]
+    await fleet.load(make_snapshot(1))
+    completions = await fleet.sample(make_task(), n=2)
+    assert [worker.loaded for worker in started.workers] == [[0, 1], [0, 1]]
+    assert {completion.policy_version for completion in completions} == {1}
+
+
+async def test_groups_that_come_without_a_load_wake_the_workers_once_with_the_weights_they_had():
+    started = Started()
+    fleet = await started.fleet(2)
+    undisturbed = [await fleet.sample(task, n=3) for task in make_tasks(4)]
+    await fleet.sleep()
+    assert await asyncio.gather(*(fleet.sample(task, n=3) for task in make_tasks(4))) == undisturbed
+    assert [worker.loaded for worker in started.workers] == [[0, 0], [0, 0]]
+    assert started.discarded == []
+
+
+async def test_workers_that_cannot_sleep_are_not_given_their_weights_again():
+    started = Started()
+    fleet = await started.fleet(2)
+    for worker in started.workers:
+        worker.can_sleep = False
+    await fleet.sleep()
+    await fleet.sample(make_task(), n=2)
+    assert [worker.loaded for worker in started.workers] == [[0], [0]]
+
+
+@pytest.mark.parametrize("is_loaded", [True, False], ids=["load", "group"])
+async def test_a_worker_that_died_asleep_is_replaced_when_the_others_wake(is_loaded: bool):
+    started = Started()
+    fleet = await started.fleet(2)
+    await fleet.sleep()
+    started.workers[1].kill()
+    await fleet.sleep()  # nobody minds: whoever has work for it finds out
+    assert len(started.workers) == 2
+    if is_loaded:
+        await fleet.load(make_snapshot(1))
+    assert len(await fleet.sample(make_task(), n=2)) == 2
+    assert started.indices == [0, 1, 1]
+    assert started.workers[2].loaded == [int(is_loaded)]
+    assert fleet.metrics()["fleet/lost_workers"] == 1
+
+
+async def test_a_worker_asleep_answers_its_heartbeats():
+    started = Started()
+    fleet = await started.fleet(1, heartbeat_s=0.05)
+    await fleet.sleep()
+    await asyncio.sleep(0.3)
+    assert not started.workers[0].closed
+    assert len(await fleet.sample(make_task(), n=1)) == 1
+    await fleet.close()
+
+
+async def test_workers_whose_weights_have_moved_on_sleep_until_the_next_come():
+    started = Started()
+    fleet = await started.fleet(1)
+    await fleet.sleep()
+    files = fleet.delivery
+
+    class Gone:
+        async def deliver(self, snapshot: Snapshot, workers: Any) -> dict[int, WorkerLost]:
+            raise SnapshotGone("version 0 has moved on")
+
+    fleet.delivery = Gone()
+    sampling = asyncio.create_task(fleet.sample(make_task(), n=1))
+    await settle()
+    assert not sampling.done()
+    fleet.delivery = files
+    await fleet.load(make_snapshot(1))
+    assert [completion.policy_version for completion in await sampling] == [1]
 
 
 # Weights
