@@ -116,8 +116,8 @@ class RunConfig(_Part):
     ray_address: str = Field(default="local", description="local starts a Ray cluster for this run; auto or ray://... joins one.")
     placement: PlacementMode = Field(
         default="auto",
-        description="separate: learner and workers have GPUs of their own; colocated: they share them, and with max_lag = 0 engines "
-        "give their memory up while the learner updates; auto: separate when the cluster has enough, else shared without that.",
+        description="separate: learner and workers have GPUs of their own; colocated: they share them, and with max_lag = 0 the "
+        "engines give their memory up while the learner updates; auto: separate when the cluster has enough, else shared.",
     )
     plugins: tuple[str, ...] = Field(default=(), description="Verifier plugins: a dotted module, FILE.py, or FILE.py:name.")
     model: ModelConfig = Field(default=ModelConfig(), description="The policy.")
