@@ -136,7 +136,7 @@ def test_workers_killed_between_sleeps_are_replaced_and_hold_the_weights_of_the_
     assert process.returncode == 0, output
     lines = curve(workplace)
     assert max(line.get("fleet/lost_workers", 0) for line in lines) == 3
-    # Rows that come again in another batch are equal to rounding. Weights of the step before differ by more than 1e-3.
+    # Rows that come again in another batch are equal to rounding; weights of the step before would differ by 0.05 and more.
     assert max(line.get("mismatch/abs_mean", 0) for line in lines) < 1e-5
     assert any(line.get("policy/grad_norm", 0) > 0 for line in lines)
 
