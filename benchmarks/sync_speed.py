@@ -41,10 +41,10 @@ from rich.table import Table
 from grpo.learner_config import LoraConfig
 from grpo.policy import Policy
 from grpo.publish import Publisher
-from rollout.delivery import BroadcastDelivery
+from rollout.delivery import BroadcastDelivery, Delivery, LoanDelivery
 from rollout.engine import EngineConfig
 from rollout.snapshot import SHARED_MEMORY, discard, snapshot_folder
-from rollout.types import BroadcastSeat, Snapshot
+from rollout.types import BroadcastSeat, Loan, Snapshot
 
 
 class Size(NamedTuple):
@@ -56,7 +56,7 @@ class Size(NamedTuple):
     shape: dict[str, int]
 
 
-TRANSPORTS, FLOOR = ("shm", "gloo"), "floor"
+TRANSPORTS, FLOOR = ("shm", "gloo", "ipc"), "floor"
 WANTED = 1.5
 SIZES = (
     Size("3M", "float32", 20, {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}),
@@ -75,7 +75,11 @@ class Bench:
         self.engine = VllmEngine(model_path, config, stop_token_ids=[3], device="cpu")
         self._file = Publisher(self.policy, transport="shm", dtype=self._dtype, folder=self.folder)
         self._sent = Publisher(self.policy, transport="gloo", dtype=self._dtype, folder=self.folder)
-        self._delivery = BroadcastDelivery(_InProcess(self._sent))
+        self._lent = Publisher(self.policy, transport="ipc", dtype=self._dtype, folder=self.folder)
+        self._deliveries: dict[str, Delivery] = {
+            "gloo": BroadcastDelivery(_InProcess(self._sent)),
+            "ipc": LoanDelivery(_InProcess(self._lent)),
+        }
         self.version = 0
         self._bytes: bytes | None = None
 
@@ -87,7 +91,11 @@ class Bench:
 
     async def gloo(self) -> None:
         snapshot = await asyncio.to_thread(self._sent.publish, self._next())
-        assert not await self._delivery.deliver(snapshot, {0: self.engine})
+        assert not await self._deliveries["gloo"].deliver(snapshot, {0: self.engine})
+
+    async def ipc(self) -> None:
+        snapshot = await asyncio.to_thread(self._lent.publish, self._next())
+        assert not await self._deliveries["ipc"].deliver(snapshot, {0: self.engine})
 
     async def floor(self) -> None:
         """One copy through shared memory, and vLLM's own load."""
@@ -118,6 +126,7 @@ class Bench:
     async def close(self) -> None:
         await self.engine.close()
         self._sent.close()
+        self._lent.close()
         self.folder.rmdir()
 
 
@@ -135,6 +144,12 @@ class _InProcess:
 
     async def close_group(self) -> None:
         self._publisher.close_group()
+
+    async def lend(self, snapshot: Snapshot, count: int) -> tuple[Loan, ...]:
+        return await asyncio.to_thread(self._publisher.lend, snapshot, count)
+
+    async def take_back(self) -> None:
+        self._publisher.take_back()
 
 
 async def take_turns(ways: dict[str, Callable[[], Awaitable[None]]], rounds: int) -> dict[str, list[float]]:

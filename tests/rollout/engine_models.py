@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rollout.engine import Engine, EngineConfig
+from rollout.sampling import Sampling
 
 STOP_ID = 3
 VOCAB_SIZE = 48
 MAX_MODEL_LEN = 96
+PROMPT = (5, 6, 7, 8)
+# float32 on both sides, sums in another order: differences stay below 1e-4 here, a wrong temperature or weight is above 1e-2.
+CLOSE = 1e-3
 CONFIG = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_mb=16)
 ENGINES = [
     pytest.param("hf", id="hf"),
@@ -73,3 +78,23 @@ def forward_logprobs(
     ids = torch.tensor([[*prompt_ids, *token_ids]])
     logits = model(ids).logits[0, len(prompt_ids) - 1 : -1] / temperature
     return logits.log_softmax(-1).gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
+
+
+class EngineBench:
+    """An engine, and the weights of models that it can be given as version after version."""
+
+    def __init__(self, engine: Engine, *, is_tied: bool) -> None:
+        self.engine = engine
+        self.is_tied = is_tied
+        self.version = 0
+
+    def weights(self, seed: int) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in tiny_model(seed, is_tied=self.is_tied).named_parameters()}
+
+    async def check(self, seed: int) -> None:
+        """The engine samples with just the weights of this model, and calls them by the last version."""
+        model = tiny_model(seed, is_tied=self.is_tied)
+        for generation in await self.engine.generate(PROMPT, Sampling(max_tokens=24), n=8, seed=10):
+            assert {span.version for span in generation.version_spans} == {self.version}
+            wanted = forward_logprobs(model, PROMPT, generation.token_ids, temperature=1.0)
+            assert generation.logprobs == pytest.approx(wanted, abs=CLOSE)

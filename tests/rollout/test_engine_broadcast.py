@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,33 +15,18 @@ from typing import NamedTuple
 import psutil
 import pytest
 import pytest_asyncio
-from engine_models import STOP_ID, forward_logprobs, model_folder, tiny_model
+from engine_models import ENGINES, PROMPT, EngineBench, make_engine, model_folder
 from torch import Tensor
 
 from rollout import broadcast
 from rollout.broadcast import Group, Sender, spec_of
-from rollout.engine import Engine, EngineConfig
+from rollout.engine import Engine
 from rollout.errors import SyncFailed
 from rollout.sampling import Sampling
 from rollout.snapshot import discard, write_snapshot
 from rollout.types import BroadcastSeat, Snapshot
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PROMPT = (5, 6, 7, 8)
-CONFIG = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_mb=16)
-
-
-def make_engine(kind: str, model_path: str) -> Engine:
-    if kind == "hf":
-        from rollout.hf_engine import HfEngine
-
-        return HfEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu")
-    from rollout.vllm_engine import VllmEngine, engine_environment
-
-    if "vllm" not in sys.modules:
-        os.environ.update(engine_environment("vllm", "cpu"))
-    return VllmEngine(model_path, CONFIG, stop_token_ids=[STOP_ID], device="cpu", in_process=kind == "vllm")
 
 
 class Held(NamedTuple):
@@ -80,15 +64,13 @@ async def settled(*, at_most: Held | None = None) -> Held:
     return held
 
 
-class Bench:
-    """An engine, and the end of the learner that sends it the weights of models."""
+class Bench(EngineBench):
+    """With the end of the learner that sends."""
 
     def __init__(self, engine: Engine, *, is_tied: bool) -> None:
-        self.engine = engine
-        self.is_tied = is_tied
+        super().__init__(engine, is_tied=is_tied)
         self.sender = Sender("gloo", host="127.0.0.1")
         self.seat: BroadcastSeat | None = None
-        self.version = 0
 
     async def send(self, weights: dict[str, Tensor], *, layout_of: dict[str, Tensor] | None = None) -> None:
         """Send to the engine, in the group of the last time unless that broke. Raises what the engine raises."""
@@ -104,24 +86,6 @@ class Bench:
             self.sender.close()
             await asyncio.gather(sending, return_exceptions=True)
             raise
-
-    async def check(self, seed: int) -> None:
-        """The engine samples with just the weights of this model."""
-        model = tiny_model(seed, is_tied=self.is_tied)
-        for generation in await self.engine.generate(PROMPT, Sampling(max_tokens=24), n=8, seed=10):
-            assert {span.version for span in generation.version_spans} == {self.version}
-            wanted = forward_logprobs(model, PROMPT, generation.token_ids, temperature=1.0)
-            assert generation.logprobs == pytest.approx(wanted, abs=1e-3)
-
-    def weights(self, seed: int) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in tiny_model(seed, is_tied=self.is_tied).named_parameters()}
-
-
-ENGINES = [
-    pytest.param("hf", id="hf"),
-    pytest.param("vllm", id="vllm", marks=pytest.mark.vllm),
-    pytest.param("vllm-async", id="vllm-async", marks=[pytest.mark.vllm, pytest.mark.slow]),
-]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["tied", "untied"])

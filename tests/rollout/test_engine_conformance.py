@@ -13,9 +13,11 @@ import pytest
 import pytest_asyncio
 import torch
 from engine_models import (
+    CLOSE,
     CONFIG,
     ENGINES,
     MAX_MODEL_LEN,
+    PROMPT,
     STOP_ID,
     VOCAB_SIZE,
     forward_logprobs,
@@ -32,10 +34,6 @@ from rollout.snapshot import write_snapshot
 from rollout.types import Generation, Snapshot
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PROMPT = (5, 6, 7, 8)
-# float32 on both sides, sums in another order: differences stay below 1e-4 here, a wrong temperature or weight is above 1e-2.
-CLOSE = 1e-3
 
 
 @dataclass

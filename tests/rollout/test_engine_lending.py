@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from engine_models import ENGINES, forward_logprobs, make_engine, model_folder, tiny_model
+from engine_models import ENGINES, PROMPT, EngineBench, make_engine, model_folder
 from torch import Tensor
 
 from rollout import lending
@@ -23,17 +23,13 @@ from rollout.types import Snapshot
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PROMPT = (5, 6, 7, 8)
 
-
-class Bench:
-    """An engine, and the learner's end that lends it the weights of models."""
+class Bench(EngineBench):
+    """With the learner's end that lends."""
 
     def __init__(self, engine: Engine, *, is_tied: bool) -> None:
-        self.engine = engine
-        self.is_tied = is_tied
+        super().__init__(engine, is_tied=is_tied)
         self.lender = Lender(device="cpu")
-        self.version = 0
 
     def lend(self, weights: dict[str, Tensor]) -> Snapshot:
         self.version += 1
@@ -49,17 +45,6 @@ class Bench:
             await self.engine.load(self.lend(weights))
         finally:
             self.lender.release()
-
-    async def check(self, seed: int) -> None:
-        """The engine samples with just the weights of this model."""
-        model = tiny_model(seed, is_tied=self.is_tied)
-        for generation in await self.engine.generate(PROMPT, Sampling(max_tokens=24), n=8, seed=10):
-            assert {span.version for span in generation.version_spans} == {self.version}
-            wanted = forward_logprobs(model, PROMPT, generation.token_ids, temperature=1.0)
-            assert generation.logprobs == pytest.approx(wanted, abs=1e-3)
-
-    def weights(self, seed: int) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in tiny_model(seed, is_tied=self.is_tied).named_parameters()}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
