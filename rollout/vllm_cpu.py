@@ -1,7 +1,8 @@
 """What vLLM does slowly on a CPU, done by kernels that it has compiled but leaves unused there, and with fewer calls.
 
-The norms are registered where vLLM provides for it: as implementations of its operators, under the name `COMPILED_NORMS`. The seeds
-of the sampler have no such place: `TopKTopPSampler.forward_cpu` is replaced by a function that draws the same numbers.
+The norms are registered where vLLM provides for it: as implementations of its operators, under the name `COMPILED_NORMS`. What else
+is here has no such place: methods of vLLM are replaced by functions that do the same. They draw the same seeds for the sampler, and
+note the same log-probabilities for a request.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import torch
 import vllm.kernels.vllm_c  # noqa: F401  # loads the compiled kernels
 from torch import Generator, Tensor
 from vllm import ir
+from vllm.logprobs import FlatLogprobs
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
 from rollout.vllm_start import COMPILED_NORMS
@@ -74,3 +78,27 @@ def _forward_cpu(
 
 
 TopKTopPSampler.forward_cpu = _forward_cpu  # type: ignore[method-assign]
+
+
+_vllm_update_sample_logprobs = LogprobsProcessor._update_sample_logprobs
+
+
+def _update_sample_logprobs(self: LogprobsProcessor, sampled: LogprobsLists) -> None:
+    """vLLM's own, which goes from token to token, for what the scheduler here hands on at the end of a request: all its tokens."""
+    flat = self.logprobs
+    if not isinstance(flat, FlatLogprobs) or self.tokenizer is not None or sampled.logprobs.shape[1] != 1:
+        return _vllm_update_sample_logprobs(self, sampled)
+    assert self.cumulative_logprob is not None
+    logprobs = sampled.logprobs[:, 0].tolist()
+    first, num_tokens = len(flat.logprobs), len(logprobs)
+    flat.start_indices += range(first, first + num_tokens)
+    flat.end_indices += range(first + 1, first + num_tokens + 1)
+    flat.token_ids += sampled.logprob_token_ids[:, 0].tolist()
+    flat.logprobs += logprobs
+    flat.ranks += sampled.sampled_token_ranks.tolist()
+    flat.decoded_tokens += [None] * num_tokens
+    for each in logprobs:  # one after the other: since Python 3.12 sum() rounds otherwise
+        self.cumulative_logprob += each
+
+
+LogprobsProcessor._update_sample_logprobs = _update_sample_logprobs  # type: ignore[method-assign]

@@ -96,6 +96,30 @@ def test_the_sampler_draws_what_vllm_draws():
     assert draw(TopKTopPSampler.forward_cpu) == draw(_vllm_forward_cpu)
 
 
+@pytest.mark.parametrize("has_flat_logprobs", [True, False])
+def test_the_logprobs_of_many_tokens_are_noted_as_vllm_notes_them(has_flat_logprobs: bool):
+    ready_for_vllm()
+    import numpy as np
+    from vllm.logprobs import create_sample_logprobs
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.outputs import LogprobsLists
+
+    from rollout.vllm_cpu import _vllm_update_sample_logprobs
+
+    def of(*tokens: int) -> LogprobsLists:
+        column = np.array(tokens, np.int32)[:, None]
+        return LogprobsLists(column, np.sin(column).astype(np.float32), np.arange(1, len(tokens) + 1))
+
+    def noted(update: Any) -> LogprobsProcessor:
+        processor = LogprobsProcessor(None, create_sample_logprobs(has_flat_logprobs), None, 0.0, 0, None)
+        for some in (of(7), of(3, 9, 3), of(4, 5)):
+            update(processor, some)
+        return processor
+
+    assert LogprobsProcessor._update_sample_logprobs is not _vllm_update_sample_logprobs
+    assert noted(LogprobsProcessor._update_sample_logprobs) == noted(_vllm_update_sample_logprobs)
+
+
 @pytest.mark.parametrize("num_rows", [1, 7])
 def test_the_compiled_norms_are_vllms_own(num_rows: int):
     ready_for_vllm()
