@@ -21,6 +21,8 @@ NO_DOCKER = "no Docker daemon answers"
 QUICKSTART = "tests/integration/test_quickstart.py"
 FLEET_FAULTS = "tests/integration/test_fleet_faults.py"
 BESIDE_THE_RUNS = ("tests/sandbox/", "tests/verifiers/")  # what mostly waits for a limit or a clock
+# Whole runs that no clock is held to.
+FOR_WHOEVER_IS_FREE = ("tests/integration/test_documented_commands.py", "tests/integration/test_jobs.py")
 
 
 def is_quick(config: pytest.Config) -> bool:
@@ -41,7 +43,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Slow tests go in two streams, each in its order: whole runs in one, and in the other what leaves them the processor.
 
-    The quickstarts, the longest of all, go one after the other to the stream that is the first to have done its own.
+    Some whole runs, and the quickstarts after them, go one after the other to the stream that is the first to have done its own:
+    xdist gives away what has more tests first.
     """
     if is_quick(config):
         return None
@@ -51,6 +54,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(QUICKSTART):
                 return nodeid
+            if nodeid.startswith(FOR_WHOEVER_IS_FREE):
+                return nodeid.partition("::")[0]
             return "beside the runs" if nodeid.startswith(BESIDE_THE_RUNS) else "runs"
 
     return Streams(config, log)
