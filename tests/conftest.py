@@ -13,16 +13,20 @@ QUIET = {
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "offline",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as a run sets it that starts its own cluster
     "VLLM_NO_USAGE_STATS": "1",
 }
 os.environ.update(QUIET)
 
 NO_DOCKER = "no Docker daemon answers"
-QUICKSTART = "tests/integration/test_quickstart.py"
-FLEET_FAULTS = "tests/integration/test_fleet_faults.py"
-BESIDE_THE_RUNS = ("tests/sandbox/", "tests/verifiers/")  # what mostly waits for a limit or a clock
-# Whole runs that no clock is held to.
-FOR_WHOEVER_IS_FREE = ("tests/integration/test_documented_commands.py", "tests/integration/test_jobs.py")
+# Slow tests that stay together; others stay with their file.
+FOLDERS = ("tests/sandbox/", "tests/verifiers/")
+# What takes longest comes first, so that the streams end at about the same time; a quickstart learns beside no hostile program.
+FIRST = (
+    "tests/sandbox/",
+    *(f"tests/integration/test_{name}.py" for name in ("run", "kills", "transports", "quickstart")),
+    "tests/verifiers/",
+)
 
 
 def is_quick(config: pytest.Config) -> bool:
@@ -41,37 +45,50 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Slow tests go in two streams, each in its order: whole runs in one, and in the other what leaves them the processor.
-
-    Some whole runs, and the quickstarts after them, go one after the other to the stream that is the first to have done its own:
-    xdist gives away what has more tests first.
-    """
+    """Slow tests go in two streams: whichever is free takes the next file, or folder."""
     if is_quick(config):
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class Streams(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith(QUICKSTART):
-                return nodeid
-            if nodeid.startswith(FOR_WHOEVER_IS_FREE):
-                return nodeid.partition("::")[0]
-            return "beside the runs" if nodeid.startswith(BESIDE_THE_RUNS) else "runs"
+            return next((folder for folder in FOLDERS if nodeid.startswith(folder)), nodeid.partition("::")[0])
 
+    config.option.loadscopereorder = False  # by number of tests, which says nothing about their time
     return Streams(config, log)
+
+
+def place(item: pytest.Item) -> int:
+    return next((place for place, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST))
 
 
 @pytest.hookimpl(trylast=True)  # after -m has left out what was not asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked docker are skipped where no daemon answers.
-
-    What is held to a clock comes while the other stream has least to do: the faults of the fleet first, the quickstarts last.
-    """
-    items.sort(key=lambda item: item.nodeid.startswith(QUICKSTART) - item.nodeid.startswith(FLEET_FAULTS))
+    """The order of FIRST. Tests marked docker are skipped where no daemon answers."""
+    items.sort(key=place)
     in_docker = [item for item in items if item.get_closest_marker("docker")]
     if in_docker and why_no_docker():
         for item in in_docker:
             item.add_marker(pytest.mark.skip(reason=NO_DOCKER))
+
+
+class Failures:
+    """Says what failed as soon as it has: a suite of an hour may be stopped before its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = (crash.message if crash else report.longreprtext).partition("\n")[0]
+            terminal.ensure_newline()
+            terminal.write_line(f"{report.when}: {report.nodeid}: {reason[:300]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Failures(config))
 
 
 def pytest_collection_finish() -> None:

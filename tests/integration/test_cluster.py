@@ -50,7 +50,8 @@ def counter(folder: Path) -> Any:
 
 
 @pytest.fixture
-async def actor(tmp_path: Path) -> AsyncIterator[Any]:
+async def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
     cluster = Cluster("local", logs=tmp_path / "logs")
     try:
         yield await cluster.start(counter(tmp_path), name="counter", lost=WorkerLost)
@@ -86,6 +87,7 @@ async def test_an_actor_is_used_like_the_object_inside_it(actor: Any, tmp_path: 
     assert await asyncio.to_thread(written, tmp_path / "call ended")
 
     pid, first = await actor.pid(), asyncio.Event()
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0), "another program does not starve it"
 
     async def listen() -> None:
         async for _ in actor.stream(1, then="wait"):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -33,9 +34,11 @@ from tests.integration.runs import curve, finish, ours, run, start, wait_for_ste
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-# `GRPO_TEST_KILLS=10 pytest ...` for the whole proof; the tests take a part of it, to stay within minutes.
-NUM_KILLS = int(os.environ.get("GRPO_TEST_KILLS", "5"))
-NUM_CORE_KILLS = NUM_KILLS if NUM_KILLS >= 10 else 2
+# `GRPO_TEST_KILLS=10 pytest ...` for the whole proof, which is held to a clock. The tests take a part of it, to stay within
+# minutes, and hold a recovery against what it replaces on the same machine: a start from nothing.
+NUM_KILLS = int(os.environ.get("GRPO_TEST_KILLS", "4"))
+IS_WHOLE = NUM_KILLS >= 10
+NUM_CORE_KILLS = NUM_KILLS if IS_WHOLE else 2
 MAX_RECOVERY_S = 20.0
 
 workplace = workplace_of(
@@ -94,8 +97,10 @@ def test_workers_killed_at_random_moments_change_no_bit(workplace: Path) -> None
     run(workplace, "train", "tiny.toml", *steps, "--run-dir", "runs/undisturbed")
 
     chance = random.Random(time.time_ns())
+    began = time.monotonic()
     process = start(workplace, "train", "tiny.toml", *steps)
-    wait_for_step(workplace, 1, process)
+    wait_for_step(workplace, 2, process)
+    started_in = time.monotonic() - began
     seconds = []
     for _ in range(NUM_KILLS):
         time.sleep(chance.uniform(0, 0.5))
@@ -104,8 +109,10 @@ def test_workers_killed_at_random_moments_change_no_bit(workplace: Path) -> None
 
     assert process.returncode == 0, output
     assert_equal_runs(workplace, lost=NUM_KILLS)
-    print(f"\n{NUM_KILLS} kills of a worker, seconds until the next step: {' '.join(f'{one:.1f}' for one in sorted(seconds))}")
-    assert max(seconds) < MAX_RECOVERY_S, seconds
+    told = " ".join(f"{one:.1f}" for one in sorted(seconds))
+    print(f"\n{NUM_KILLS} kills of a worker, seconds until two steps have ended: {told}; from nothing: {started_in:.1f}")
+    assert statistics.median(seconds) < started_in, seconds
+    assert max(seconds) < MAX_RECOVERY_S or not IS_WHOLE, seconds
     assert not list(SHARED_MEMORY.glob(f"grpo-snapshots-*-{process.pid}-*"))
 
 
@@ -197,10 +204,13 @@ async def test_engine_processes_killed_at_random_moments_change_no_bit(tmp_path:
     sampling = Sampling(max_tokens=64)
     fleet = Fleet(start_worker, num_workers=1, sampling=sampling, run_seed=0, discard=discard)
     chance, seconds = random.Random(time.time_ns()), []
+    began = time.monotonic()
     try:
         await fleet.start()
         await fleet.load(write_snapshot(load_file(tmp_path / "model/model.safetensors"), version=0, folder=tmp_path))
-        undisturbed = [await sampled(fleet, step=step) for step in range(NUM_CORE_KILLS)]
+        undisturbed = [await sampled(fleet, step=0)]
+        started_in = time.monotonic() - began
+        undisturbed += [await sampled(fleet, step=step) for step in range(1, NUM_CORE_KILLS)]
         for step, wanted in enumerate(undisturbed):
             disturbed = asyncio.create_task(sampled(fleet, step=step))
             await asyncio.sleep(chance.uniform(0.05, 0.5))
@@ -213,12 +223,12 @@ async def test_engine_processes_killed_at_random_moments_change_no_bit(tmp_path:
             seconds.append(time.monotonic() - started)
             assert was_under_way
         assert fleet.metrics()["fleet/lost_workers"] == NUM_CORE_KILLS
-        print(
-            f"\n{NUM_CORE_KILLS} kills of an engine, seconds until all was sampled: {' '.join(f'{s:.1f}' for s in sorted(seconds))}"
-        )
+        told = " ".join(f"{one:.1f}" for one in sorted(seconds))
+        print(f"\n{NUM_CORE_KILLS} kills of an engine, seconds until all was sampled: {told}; from nothing: {started_in:.1f}")
     finally:
         await fleet.close()
         left = engine_cores()
         cluster.shutdown()
     assert not left
-    assert max(seconds) < MAX_RECOVERY_S, seconds
+    assert statistics.median(seconds) < 2 * started_in, seconds  # all is sampled twice in it
+    assert max(seconds) < MAX_RECOVERY_S or not IS_WHOLE, seconds
