@@ -15,7 +15,8 @@ Work:
 Hardly a group is flat in either, so both sides update with every completion.
 
 TRL: at the settings that are best for it here, which `trl_way.py` lists; `--try-trl` shows what rows and threads make of it.
-Ours: the committed quickstart, with vLLM and with the hf engine, in lock step as TRL is, and sampling one update ahead.
+Ours: the committed quickstart, with vLLM and with the hf engine, in lock step as TRL is (with one rollout worker, and with one for
+each of two cores), and sampling one update ahead. Each way holds 2 GB or more until the end: `--ours` names some of them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ WANTED = {"equal": 1.5, "spread": 3.0}
 OURS = {
     "ours, hf": ("engine.kind=hf",),
     "ours, vllm": (),
+    "ours, hf, two workers": ("engine.kind=hf", "engine.num_workers=2"),
+    "ours, vllm, two workers": ("engine.num_workers=2",),
     "ours, hf, one ahead": ("engine.kind=hf", "max_lag=1"),
     "ours, vllm, one ahead": ("max_lag=1",),
 }

@@ -73,13 +73,9 @@ def make_fleet(
     *,
     device: str,
     seats: Sequence[Seat],
-    transport: Transport = "shm",
-    sleeps: bool = False,
+    learner: LearnerSpec | None = None,
 ) -> ProbedFleet:
-    """A fleet whose workers are actors of the cluster, and whose snapshots will come this way.
-
-    `sleeps`: its workers will be put to sleep.
-    """
+    """A fleet whose workers are actors of the cluster. `learner` says how snapshots come, and whether the workers will sleep."""
     engine = config.engine
     if is_probed(config):  # the loop waits for the probe, which must not wait for a full batch
         engine = engine.model_copy(update={"max_num_seqs": engine.max_num_seqs + MAX_TASKS})
@@ -89,8 +85,8 @@ def make_fleet(
         device,
         system=config.tasks.system,
         chat=config.tasks.chat,
-        adapter_rank=config.model.lora.rank if transport == "adapter" else 0,
-        can_sleep=sleeps,
+        adapter_rank=config.model.lora.rank if learner is not None and learner.transport == "adapter" else 0,
+        can_sleep=learner is not None and learner.engines_sleep,
     )
 
     environment = engine_environment(config.engine.kind, device, num_threads=engine_threads(config))

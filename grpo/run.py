@@ -218,15 +218,7 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
             weights = WeightPlacement(device, cluster.num_nodes, placement.is_colocated, placement.is_one_gpu)
             spec = learner_spec(config, model_path, weights, snapshots=snapshots, faults=folder.path / "faults")
             await cluster.nodes.reserve(placement.reservations)
-            fleet = make_fleet(
-                config,
-                cluster,
-                model_path,
-                device=device,
-                seats=placement.workers,
-                transport=spec.transport,
-                sleeps=spec.engines_sleep,
-            )
+            fleet = make_fleet(config, cluster, model_path, device=device, seats=placement.workers, learner=spec)
             engine = await parts.enter_async_context(EngineApi(fleet).serve(cluster.host)) if engine_judges(config.rewards) else {}
             verifiers = make_verifiers(config, cluster, seats=placement.verifiers, env=engine)
             starting: list[Awaitable[Any]] = [

@@ -28,6 +28,7 @@ class ClusterFacts:
     nodes: tuple[NodeFacts, ...]
     tasks_problem: str = ""  # why the tasks cannot be read where the driver runs
     wandb_has_key: bool = False
+    wandb_mode: str = ""  # as the job's environment names it
     lost_nodes: dict[str, str] = dataclasses.field(default_factory=dict)  # nodes that did not answer, and why
 
     def to_json(self) -> str:
@@ -230,6 +231,8 @@ def _verifiers(facts: ClusterFacts) -> Verdict:
 def _wandb(needs: Needs, facts: ClusterFacts) -> Verdict:
     if needs.wandb_project is None:
         return Verdict("W&B", "not asked for")
+    if facts.wandb_mode and facts.wandb_mode != "online":
+        return Verdict("W&B", f"project {needs.wandb_project}, WANDB_MODE={facts.wandb_mode}")
     if not facts.wandb_has_key:
         advice = (
             "There is no key where the job runs, so curves would be recorded offline. Add --env WANDB_API_KEY to send yours along, "

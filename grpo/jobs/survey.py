@@ -45,7 +45,8 @@ async def gather(config: RunConfig, task_configs: Sequence[TasksConfig], *, run_
         free_gpus=free.get("GPU", 0.0),
         nodes=tuple(answer for answer in answers.values() if isinstance(answer, NodeFacts)),
         tasks_problem=tasks_problem,
-        wandb_has_key=config.tracking.wandb_project is not None and ("WANDB_MODE" in os.environ or wandb_modes()[0] == "online"),
+        wandb_has_key=config.tracking.wandb_project is not None and wandb_modes()[0] == "online",
+        wandb_mode=os.environ.get("WANDB_MODE", ""),
         lost_nodes={name: _last_line(answer) for name, answer in answers.items() if isinstance(answer, Exception)},
     )
 

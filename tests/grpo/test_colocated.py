@@ -110,8 +110,8 @@ async def test_the_workers_and_the_learner_of_a_run_are_told(tmp_path: Path):
     spec = learner_spec(changed, "model", WeightPlacement("cpu"), snapshots=tmp_path)
     assert spec.engines_sleep
     assert spec.transport == "ipc"
-    for sleeps in (True, False):
-        fleet = make_fleet(changed, Cluster(), "model", device="cpu", seats=[Seat("workers", 0)], sleeps=sleeps)  # type: ignore[arg-type]
+    for learner in (spec, None):
+        fleet = make_fleet(changed, Cluster(), "model", device="cpu", seats=[Seat("workers", 0)], learner=learner)  # type: ignore[arg-type]
         await fleet.start()
         await fleet.close()
     assert [each.can_sleep for each in told] == [True, False]

@@ -87,6 +87,12 @@ CASES = [
 ]
 
 
+def test_whoever_names_a_mode_of_wandb_needs_no_key():
+    needs, facts = dataclasses.replace(NEEDS, wandb_project="p"), cluster(wandb_has_key=False, wandb_mode="offline")
+    (told,) = [verdict for verdict in verdicts(needs, facts) if verdict.name == "W&B"]
+    assert (told.found, told.advice) == ("project p, WANDB_MODE=offline", "")
+
+
 @pytest.mark.parametrize(
     ("asked", "facts", "name", "advice", "blocks"), CASES, ids=[f"{i} {case[2]}" for i, case in enumerate(CASES)]
 )
