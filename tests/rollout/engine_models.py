@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rollout.engine import Engine, EngineConfig
 from rollout.sampling import Sampling
+from rollout.snapshot import discard, write_snapshot
 
 STOP_ID = 3
 VOCAB_SIZE = 48
@@ -90,6 +91,12 @@ class EngineBench:
 
     def weights(self, seed: int) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in tiny_model(seed, is_tied=self.is_tied).named_parameters()}
+
+    async def load_file(self, seed: int, folder: Path) -> None:
+        self.version += 1
+        snapshot = write_snapshot(self.weights(seed), version=self.version, folder=folder)
+        await self.engine.load(snapshot)
+        discard(snapshot)
 
     async def check(self, seed: int) -> None:
         """The engine samples with just the weights of this model, and calls them by the last version."""

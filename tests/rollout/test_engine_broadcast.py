@@ -23,7 +23,6 @@ from rollout.broadcast import Group, Sender, spec_of
 from rollout.engine import Engine
 from rollout.errors import SyncFailed
 from rollout.sampling import Sampling
-from rollout.snapshot import discard, write_snapshot
 from rollout.types import BroadcastSeat, Snapshot
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -112,10 +111,7 @@ async def test_weights_that_were_sent_are_sampled_with(bench: Bench):
 
 async def test_a_file_after_a_broadcast_and_a_broadcast_after_a_file(bench: Bench, tmp_path: Path):
     await bench.send(bench.weights(1))
-    bench.version += 1
-    snapshot = write_snapshot(bench.weights(2), version=bench.version, folder=tmp_path)
-    await bench.engine.load(snapshot)
-    discard(snapshot)
+    await bench.load_file(2, tmp_path)
     await bench.check(2)
     await bench.send(bench.weights(1))
     await bench.check(1)

@@ -18,7 +18,7 @@ from rollout.engine import Engine
 from rollout.errors import SyncFailed
 from rollout.lending import Lender
 from rollout.sampling import Sampling
-from rollout.snapshot import discard, snapshot_folder, write_snapshot
+from rollout.snapshot import snapshot_folder
 from rollout.types import Snapshot
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -73,10 +73,7 @@ async def test_weights_that_were_lent_are_sampled_with_after_they_were_taken_bac
 
 async def test_a_file_after_a_loan_and_a_loan_after_a_file(bench: Bench, tmp_path: Path):
     await bench.load(bench.weights(1))
-    bench.version += 1
-    snapshot = write_snapshot(bench.weights(2), version=bench.version, folder=tmp_path)
-    await bench.engine.load(snapshot)
-    discard(snapshot)
+    await bench.load_file(2, tmp_path)
     await bench.check(2)
     await bench.load(bench.weights(1))
     await bench.check(1)
