@@ -42,10 +42,14 @@ test: $(PROJECT) $(DEV) ## Run the quick tests: no network, no Docker, no Ray (A
 	@"$(VENV)/bin/pytest" $(ARGS)
 
 test-all: $(PROJECT) $(DEV) ## Run the slow tests too: Ray, vLLM, and Docker where a daemon answers; what was skipped is said last
-	@faults=tests/integration/test_fleet_faults.py; failed=0  # held to a clock, so alone
-	for part in "--ignore=$$faults" "-n 0 $$faults"; do
-		"$(VENV)/bin/pytest" --durations=30 -m "(ray or vllm or slow or docker) and not gpu" $$part $(ARGS) || { status=$$?; [ $$status = 5 ] || failed=$$status; }  # 5: no such test
-	done
+	@failed=0
+	slow_tests() {
+		local which=$$1; shift
+		"$(VENV)/bin/pytest" --durations=30 -m "(ray or vllm or slow or docker) and $$which and not gpu" "$$@" $(ARGS) ||
+			{ status=$$?; ((status == 5)) || failed=$$status; }  # 5: there is no such test
+	}
+	slow_tests "not alone"
+	slow_tests alone -n 0  # what is held to a clock, when nothing else runs
 	exit $$failed
 
 test-extras: $(PROJECT) $(DEV) ## Test what optional packages are for, with those in a folder of their own for as long as it takes

@@ -32,7 +32,7 @@ from rollout.worker import RolloutWorker, WorkerSpec
 from tests.fakes import make_tasks
 from tests.integration.runs import curve, finish, ours, run, start, wait_for_step, workplace_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 # `GRPO_TEST_KILLS=10 pytest ...` for the whole proof; the tests take a part of it, to stay within minutes.
 NUM_KILLS = int(os.environ.get("GRPO_TEST_KILLS", "5"))

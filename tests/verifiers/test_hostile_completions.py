@@ -100,6 +100,7 @@ async def test_some_of_each_kind_end_in_time_and_disturb_nobody():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1500)
 async def test_over_a_thousand_end_in_time_and_disturb_nobody():
     count, outcomes = await run_both([*hostile_texts()], REFERENCES)
@@ -109,6 +110,7 @@ async def test_over_a_thousand_end_in_time_and_disturb_nobody():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1500)
 async def test_a_lenient_reading_survives_them_too():
     service = VerifierService({}, workers=2)
