@@ -192,7 +192,7 @@ def show(figures: Sequence[dict[str, Any]], console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max-tokens", type=int, nargs="+", default=[128], help="the completions' budget; from 256 on they stream")
+    parser.add_argument("--max-tokens", type=int, nargs="+", default=[128], help="the completions' budget; from 512 on they stream")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds, each of both ways")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
