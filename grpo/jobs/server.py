@@ -20,10 +20,13 @@ from grpo.exit_codes import ExitCode
 from rollout.environment import environment
 from sandbox.errors import SystemFault, UserError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TOKEN = Path.home() / ".ray" / "auth_token"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray prefers them to what it is given
 AGENT_WAIT_S = 120.0
+CLIENT_TRIES = 3  # Ray's server for clients starts a process for each, which now and then dies as it is forked
 NO_AGENT = "No available agent"
 KIND = "grpo"  # in a job's metadata: what it is for
 
@@ -98,7 +101,16 @@ class JobServer:
         token = _token() if mode is None else None
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with self._told(), environment({"RAY_AUTH_MODE": mode or "disabled"} | dict.fromkeys(ADDRESS_VARIABLES)):
-            self._client = JobSubmissionClient(self.address, headers=headers)
+            self._client = self._connected(headers)
+
+    def _connected(self, headers: dict[str, str], *, pause_s: float = 1.0) -> JobSubmissionClient:
+        for _ in range(CLIENT_TRIES - 1):
+            try:
+                return JobSubmissionClient(self.address, headers=headers)
+            except ConnectionAbortedError as error:
+                logger.info("%s: %s; trying again", self.address, error)
+            time.sleep(pause_s)
+        return JobSubmissionClient(self.address, headers=headers)
 
     def submit(self, *, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str], job_id: str | None = None) -> str:
         """Its id. Waits for a cluster that has just started: its job server answers before it can take a job."""
@@ -163,6 +175,11 @@ class JobServer:
             raise UserError(
                 f"{self.address} wants a token, or another than the one sent. Put the cluster's (on its head node: {TOKEN}) into "
                 "RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token."
+            ) from None
+        except ConnectionAbortedError as error:
+            raise ServerFault(
+                f"{self.address}: Ray's server for clients answers, but starts no process for this one ({error}). The head node's "
+                "ray_client_server*.err say why; http://HEAD:8265 needs no such process."
             ) from None
         except (TimeoutError, ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
             raise UserError(

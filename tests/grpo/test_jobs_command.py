@@ -14,7 +14,7 @@ import pytest
 
 from grpo.cli import main, make_parser
 from grpo.exit_codes import ExitCode
-from grpo.jobs.server import JobServer
+from grpo.jobs.server import JobServer, ServerFault
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,3 +165,23 @@ def test_a_token_is_sent_unless_the_mode_says_otherwise(
     assert seen
     assert set(seen) == {sent}
     assert os.environ.get("RAY_AUTH_MODE") == variables.get("RAY_AUTH_MODE")
+
+
+@pytest.mark.parametrize("num_failures", [2, 3])
+def test_a_client_server_that_died_as_it_was_started_is_asked_again(monkeypatch: pytest.MonkeyPatch, num_failures: int) -> None:
+    tries = []
+
+    def connect(address: str, headers: dict[str, str]) -> object:
+        tries.append(address)
+        if len(tries) <= num_failures:
+            raise ConnectionAbortedError("Initialization failure from server")
+        return object()
+
+    monkeypatch.setattr("grpo.jobs.server.JobSubmissionClient", connect)
+    monkeypatch.setattr("grpo.jobs.server.time.sleep", lambda seconds: None)
+    if num_failures == 2:
+        JobServer("ray://head:10001")
+    else:
+        with pytest.raises(ServerFault, match=r"starts no process for this one .* http://HEAD:8265 needs no such process"):
+            JobServer("ray://head:10001")
+    assert tries == ["ray://head:10001"] * 3
