@@ -10,6 +10,8 @@ from sandbox.types import Ending, Limits
 
 # The clock on the wall is for what waits: half a second of the processor may take seconds beside other tests.
 LIMITS = Limits(cpu_s=0.5, wall_s=10.0, memory_mb=64, max_processes=16, output_kb=16, disk_mb=4)
+# For what must not be ended by the clock of the processor, however slow its pages come on a busy machine.
+UNHURRIED = LIMITS.model_copy(update={"cpu_s": 5.0})
 # For what does nothing any more and is stopped by the clock on the wall: the rest of its time shows nothing new.
 WAITS = LIMITS.model_copy(update={"wall_s": 3.0})
 # However a program is stopped: by our clocks and counters, or by the kernel on our behalf.
@@ -81,12 +83,14 @@ def fork_until_refused(child, most=10_000):
 def tries(name: str, body: str, **more: Any) -> Attack:
     """The body calls `attempt(name, call, *args)`; none may succeed."""
     program = f"{PRELUDE}{body}\nprint(succeeded)\n"
-    return Attack(name, program, frozenset({Ending.EXITED}), "[]\n", **more)
+    return Attack(name, program, frozenset({Ending.EXITED}), "[]\n", **({"limits": UNHURRIED} | more))
 
 
 def uses_up(name: str, body: str, *endings: Ending, **more: Any) -> Attack:
     """The body takes without end; it is stopped, in one of these ways if any are given."""
-    return Attack(name, PRELUDE + body, frozenset(endings) or STOPPED, **more)
+    may_end = frozenset(endings) or STOPPED
+    limits = LIMITS if Ending.CPU_TIME in may_end else UNHURRIED
+    return Attack(name, PRELUDE + body, may_end, **({"limits": limits} | more))
 
 
 def leaves(name: str, body: str, *, finds: str = "", **more: Any) -> Attack:
