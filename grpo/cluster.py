@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -156,6 +157,7 @@ class Host:
     """What runs in an actor's process: one object, its output in a log file of the run folder."""
 
     def __init__(self, log_file: str) -> None:
+        gc.disable()  # until it is built: imports make a million objects and no garbage, and to look through them takes seconds
         descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -171,7 +173,11 @@ class Host:
 
     async def build(self, factory: Any, args: tuple[Any, ...]) -> None:
         # Here and not in the constructor: an error raised there would reach the caller as the actor's death.
-        self._object = await asyncio.to_thread(factory, *args)
+        try:
+            self._object = await asyncio.to_thread(factory, *args)
+        finally:
+            gc.freeze()
+            gc.enable()
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args = tuple([await each.reference if isinstance(each, Shared) else each for each in args])

@@ -195,13 +195,19 @@ def is_complete(config: RunConfig, state: RunState) -> bool:
     return state.step >= config.steps or (stop_at is not None and last is not None and last.sampled_accuracy >= stop_at)
 
 
+@functools.cache
+def keep_imports() -> None:
+    """What was imported until now stays: the collector shall not look through it again, nor at the end, which takes a second."""
+    gc.freeze()
+
+
 @contextlib.asynccontextmanager
 async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, console: Console, title: str) -> AsyncIterator[Run]:
     """A run whose parts are alive; all of them are gone when the context ends, however it ends."""
     gc.set_threshold(*GC_THRESHOLDS)
     check_engine(config)
     model_path = prepare_model(config, folder)
-    task_set = fitting(task_set, config, model_path)
+    fitted = asyncio.get_running_loop().run_in_executor(None, fitting, task_set, config, model_path)  # while Ray starts
     sweep_snapshots()
     snapshots = snapshot_folder(folder.path.name)
     say = functools.partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -211,6 +217,8 @@ async def open_run(config: RunConfig, folder: RunFolder, *, task_set: TaskSet, c
     parts = contextlib.AsyncExitStack()
     try:
         async with parts:
+            task_set = await fitted
+            keep_imports()
             parts.enter_context(watchdog.guard())
             parts.callback(asyncio.create_task(notices.follow()).cancel)
             device = pick_device(config.device, cluster_gpus=cluster.num_gpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def make_llm(
 
     from rollout.vllm_inprocess import InProcessLLM
 
+    gc.freeze()  # vLLM collects garbage when it starts: what was imported is none, and most of what it would look at
     arguments = engine_arguments(model_path, config, device, in_process=in_process, adapter_rank=adapter_rank, can_sleep=can_sleep)
     try:
         if in_process:
