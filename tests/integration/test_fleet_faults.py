@@ -219,9 +219,9 @@ async def test_engine_processes_killed_at_random_moments_change_no_bit(tmp_path:
             for core in engine_cores():
                 core.kill()
             assert await disturbed == wanted
-            assert await sampled(fleet, step=step) == wanted
             seconds.append(time.monotonic() - started)
             assert was_under_way
+            assert await sampled(fleet, step=step) == wanted
         assert fleet.metrics()["fleet/lost_workers"] == NUM_CORE_KILLS
         told = " ".join(f"{one:.1f}" for one in sorted(seconds))
         print(f"\n{NUM_CORE_KILLS} kills of an engine, seconds until all was sampled: {told}; from nothing: {started_in:.1f}")
@@ -230,5 +230,5 @@ async def test_engine_processes_killed_at_random_moments_change_no_bit(tmp_path:
         left = engine_cores()
         cluster.shutdown()
     assert not left
-    assert statistics.median(seconds) < 2 * started_in, seconds  # all is sampled twice in it
+    assert statistics.median(seconds) < started_in, seconds
     assert max(seconds) < MAX_RECOVERY_S, seconds
