@@ -1,4 +1,4 @@
-"""What is checked and made before anything costly starts: engine, model folder, references, prompts that fit."""
+"""What is checked and made before any part of a run starts: engine, model folder, references, prompts that fit."""
 
 from __future__ import annotations
 
